@@ -1,0 +1,165 @@
+"""The scores: Sec. 4 "Metrics". Here the exact ones of the toy world, which no network has to judge.
+
+in    uint8 frames [n, H, W, 3] of a generated clip, and the Thing that was asked for (data.py)
+out   score_clip: is the shape right, the colour, the motion, the speed; how far do colour and size drift from the key
+      frame, number n // 2; does everything stand still
+here  find, shape_of, colour_of, motion_of, score_clip, psnr
+ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether clips look real; the toy world is known,
+      so its clips can be measured with a ruler: find the thing by its vividness (only things are vivid), compare its
+      silhouette with all silhouettes, and its path with all paths that data.track can draw.
+
+Places and sizes are fractions of the picture, angles radians clockwise, times seconds.
+"""
+import functools
+
+import numpy as np
+
+from data import CENTRE, COLOURS, MOTIONS, ROUND, SHAPES, SPEEDS, STILL, frame_times, track
+
+FAINTEST = 60                       # of 255: backgrounds stay below half of it, things reach 130 and more
+SYMMETRY = {"square": 4, "cross": 4, "triangle": 3, "star": 5, **dict.fromkeys(ROUND, 0)}   # looks in a turn; else 1
+
+
+def psnr(a, b):
+    """Peak signal-to-noise ratio of two uint8 pictures or clips, in dB: 10 log10(255^2 / mean squared error)."""
+    error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+# ---- find the thing -------------------------------------------------------------------------------------------------
+
+def _hue(rgb):
+    """The direction of a colour away from grey, a unit vector [..., 3]."""
+    away = rgb - rgb.mean(-1, keepdims=True)
+    return away / np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-6)
+
+
+def find(frame, other=None):
+    """Find the thing in one frame, uint8 [H, W, 3]; what has the hue of `other`, a colour's name, is left aside.
+
+    Returns None if nothing vivid is there, else a dict: x, y (of its centre), area (of the picture), rgb (its mean
+    colour), patch (its silhouette [33, 33], moved to the middle and scaled to unit area).
+    """
+    size = frame.shape[0]
+    rgb = frame.astype(np.float32)
+    vivid = rgb.max(-1) - rgb.min(-1)
+    if other is not None:
+        nearest = (_hue(rgb) @ _hue(np.float32(list(COLOURS.values()))).T).argmax(-1)
+        vivid[nearest == list(COLOURS).index(other)] = 0
+    most = np.partition(vivid.ravel(), -30)[-30:].min()             # the 30th, not the first: that may be noise
+    if most < FAINTEST:
+        return None
+    level = (np.median(vivid) + np.median(vivid[vivid > most / 2])) / 2         # halfway from background to thing
+    y, x = np.nonzero(vivid > level)
+    away = np.hypot(x - np.median(x), y - np.median(y))
+    near = away <= 3.5 * np.median(away)                            # drops stray specks
+    mask = np.zeros(vivid.shape, bool)
+    mask[y[near], x[near]] = True
+    x, y, area = x[near].mean(), y[near].mean(), int(near.sum())
+    inner = mask.copy()                                             # less a border of one pixel, which mixes with what
+    for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):                 # is around it
+        inner &= np.roll(mask, step, (0, 1))
+    grid = GRID * np.sqrt(area)
+    patch = _sample(np.where(mask, vivid, np.minimum(vivid, level)), x + grid[None, :], y + grid[:, None]) > level
+    return {"x": (x + 0.5) / size, "y": (y + 0.5) / size, "area": area / size**2, "patch": patch,
+            "rgb": rgb[inner if inner.any() else mask].mean(0)}
+
+
+def _sample(picture, x, y):
+    """Bilinear values of [H, W] at pixel places x [1, w], y [h, 1]; the border continues outside."""
+    h, w = picture.shape
+    x, y = np.clip(x, 0, w - 1.001), np.clip(y, 0, h - 1.001)
+    i, j = y.astype(int), x.astype(int)
+    fy, fx = y - i, x - j
+    return ((1 - fy) * ((1 - fx) * picture[i, j] + fx * picture[i, j + 1])
+            + fy * ((1 - fx) * picture[i + 1, j] + fx * picture[i + 1, j + 1]))
+
+
+# ---- name what was found --------------------------------------------------------------------------------------------
+
+GRID = np.linspace(-1, 1, 33)       # a patch's pixels, in units of the root of the thing's area; the moon reaches 0.97
+
+
+@functools.cache
+def _templates():
+    """Every shape at every angle that looks different, 4 degrees apart: names, angles [m], silhouettes [m, 33*33]."""
+    names, angles, patches = [], [], []
+    fine = np.linspace(-1.1, 1.1, 221)
+    for name, distance in SHAPES.items():
+        looks = SYMMETRY.get(name, 1)
+        scale = np.sqrt((distance(*np.meshgrid(fine, fine)) < 0).sum()) * (fine[1] - fine[0])      # root of its area
+        for angle in np.radians(np.arange(0, 360 / looks, 4)) if looks else [0.0]:
+            x, y = np.meshgrid(GRID * scale, GRID * scale)
+            names.append(name)
+            angles.append(angle)
+            patches.append(distance(np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x) < 0)
+    return np.array(names), np.array(angles), np.reshape(patches, (len(names), -1)).astype(np.float32)
+
+
+def shape_of(patch, among=None):
+    """The shape and angle whose silhouette overlaps a patch best (intersection over union), of all or of one shape."""
+    names, angles, patches = _templates()
+    patch = patch.ravel().astype(np.float32)
+    both = patches @ patch
+    overlap = both / (patches.sum(1) + patch.sum() - both)
+    best = np.where((names == among) | (among is None), overlap, -1).argmax()
+    return str(names[best]), float(angles[best])
+
+
+def colour_of(rgb):
+    """The nearest colour's name."""
+    return min(COLOURS, key=lambda name: np.linalg.norm(rgb - np.float32(COLOURS[name])))
+
+
+def motion_of(path, times, radius, looks, motions=tuple(MOTIONS)):
+    """Which motion, at which speed, comes closest to a measured path [4, n], as data.track makes them?
+
+    The distance is that of a point on the rim, root mean square over the frames: growth and turning count by what they
+    do at the radius, and a turn to the next of the shape's `looks` counts as none. Speeds run from half of "slowly" to
+    beyond "quickly"; the path that stays where it is competes, as STILL. Returns the name, the speed and the distance.
+    """
+    speeds = np.linspace(0.3, 2.2, 96)
+    best = (STILL, 0.0, np.inf)
+    for motion in (STILL, *motions):
+        dx, dy, growth, angle = path[:, None] - track(motion, speeds[:, None] * (times - CENTRE))       # each [96, n]
+        turned = 2 * np.sin(looks * angle / 2) / looks if looks else 0 * angle                          # a chord
+        apart = np.sqrt((dx**2 + dy**2 + radius**2 * (growth**2 + turned**2)).mean(-1))                 # [96]
+        if apart.min() < best[2]:
+            best = (motion, float(speeds[apart.argmin()]) if motion != STILL else 0.0, float(apart.min()))
+    return best
+
+
+def score_clip(frames, thing, other=None, fps=2.0):
+    """Score a clip uint8 [n, H, W, 3] against the Thing asked for; `other` is the scene's second Thing, if any.
+
+    shape, colour   right in the key frame?
+    motion          right, of all motions and none?              still   is its path closest to no motion at all?
+    speed           measured / asked, by the best fit of the asked motion (nan if the motion is wrong)
+    colour_drift    mean over frames and channels of |its mean colour - that in the key frame| / 255
+    size_drift      mean over frames of |radius / radius in the key frame - 1|; nan where it should grow or shrink
+    found           in every frame? If not, the motion is wrong and there are no drifts (nan)
+    saw             what was found: (shape, colour, motion)
+    """
+    finds = [find(frame, other and other.colour) for frame in frames]
+    key, nan = finds[len(frames) // 2], float("nan")
+    score = dict(shape=False, colour=False, motion=False, still=False, speed=nan, colour_drift=nan, size_drift=nan,
+                 found=None not in finds, saw=(None, None, None))
+    if key is None:
+        return score
+    shape, key_angle = shape_of(key["patch"])
+    colour, motion = colour_of(key["rgb"]), None
+    if score["found"]:
+        radius = np.sqrt([seen["area"] for seen in finds])          # up to a factor, of which only ratios matter
+        path = np.array([[seen["x"] - key["x"], seen["y"] - key["y"], np.log(seen["area"] / key["area"]) / 2,
+                          shape_of(seen["patch"], shape)[1] - key_angle] for seen in finds]).T           # [4, n]
+        times, rim, looks = frame_times(len(frames), fps), np.sqrt(key["area"]) * 0.7, SYMMETRY.get(shape, 1)
+        motion = motion_of(path, times, rim, looks)[0]
+        score["still"] = motion == STILL
+        score["colour_drift"] = float(np.mean([abs(seen["rgb"] - key["rgb"]).mean() / 255 for seen in finds]))
+        if thing.motion not in ("growing", "shrinking"):
+            score["size_drift"] = float(np.mean(abs(radius / np.sqrt(key["area"]) - 1)))
+        if motion == thing.motion and motion != STILL:
+            score["speed"] = motion_of(path, times, rim, looks, (motion,))[1] / SPEEDS[thing.speed]
+    score.update(shape=shape == thing.shape, colour=colour == thing.colour, motion=motion == thing.motion,
+                 saw=(shape, colour, motion))
+    return score

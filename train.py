@@ -1,0 +1,333 @@
+"""Training: Sec. 3.3 Eq. 5, Sec. 4.1 "Implementation details".
+
+here  loss (Eq. 5), parameter_groups, and one loop, `fit`, for the three stages of the paper's road in small:
+
+    python train.py vae    --like toy --out mine     an autoencoder: pictures to latents of unit variance and back
+    python train.py image  --like toy --out mine     an image model and its text encoder on stills: "SD2.1 in small"
+    python train.py video  --like toy --out mine     grown to 3D by the code that grows SD2.1, trained by Eq. 5
+
+--like names a model folder whose config.json files say how large everything is; --out collects the trained parts. Each
+stage reads what the ones before it wrote there. The defaults are the paper's, or SD2.1's where the paper is silent; the
+small model learns from scratch and takes higher rates: toy/README.md has its commands. A run that was stopped goes on
+from its last checkpoint when the same command is given again.
+
+ours  AdamW (0.9, 0.999), weight decay 1e-2, gradients clipped to norm 1, 10 % empty captions: the paper is silent. It
+      names two rates, temporal and spatial (Sec. 4.1); read as: what is new 2e-5, what is copied from SD 2e-6, so the
+      zero convolutions and projectors of AppearNet, which are new and spatial, count as new.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+import weights
+from appearnet import VideoModel
+from clip import TextEncoder, Tokenizer, learn_merges, save_merges
+from data import ToySet, from_pixels
+from sampler import add_noise, appearance_noise
+from unet3d import UNet3D
+from vae import AutoencoderKL
+
+
+def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03):
+    """Eq. 5: the mean of |f_theta(z_t, t, z^c, c) - eps|^2 over all frames, for noise with the appearance prior.
+
+    The target is the total noise eps = lam z^c + eps_n of Eq. 3, not eps_n. z_0 and eps_n [b, 4, n, h, w], condition
+    (z^c) [b, 4, 1 or n, h, w], text (c) [b, l, d], t [b]. lam = 0 is the plain loss of the image model.
+    """
+    eps = appearance_noise(eps_n, condition, lam)                            # Eq. 3
+    z_t = add_noise(z_0, eps, schedule.at(t, z_0))                           # Eq. 4
+    return F.mse_loss(f_theta(z_t, t, condition, text).float(), eps)         # Eq. 5
+
+
+def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
+    """The two learning rates of Sec. 4.1, for AdamW: what is new to SD2.1, and what was copied from it."""
+    new = ("temporal", "zero_conv", "projectors")
+    groups = [{"name": "new", "lr": lr_temporal, "params": []}, {"name": "from the image model", "lr": lr_spatial, "params": []}]
+    for name, p in model.named_parameters():
+        groups[not any(word in name for word in new)]["params"].append(p)
+    for group in groups:
+        count = sum(p.numel() for p in group["params"])
+        print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
+    return groups
+
+
+# -------------------------------------------------------------------------------------------------------- the one loop
+
+def checkpoint(path, tensors, step):
+    """Writes tensors and step beside, then renames: a complete checkpoint or none."""
+    beside = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata={"step": str(step)})
+    os.replace(beside, path)
+
+
+def fit(model, draw, loss_of, groups, save, args):
+    """Trains `model` for args.steps steps and hands its averaged weights to `save`.
+
+    draw(generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes from its
+    generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken one would have.
+    """
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-2, fused=args.device == "cuda")
+    rates = [group["lr"] for group in groups]
+    parameters = dict(model.named_parameters())
+    ema = {name: p.detach().clone() for name, p in parameters.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    path, start = args.out / f"{args.stage}.checkpoint.safetensors", 0
+    for p in parameters.values():                                            # AdamW makes its state at the first step:
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device if args.device == "cuda" else "cpu"),
+                              "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}     # make it now
+
+    def state():
+        moments = {f"adam.{key}.{name}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+        return {f"model.{k}": p.data for k, p in parameters.items()} | {f"ema.{k}": v for k, v in ema.items()} | moments
+
+    if path.exists():
+        stored = load_file(path, device=args.device)
+        for name, tensor in state().items():
+            tensor.copy_(stored[name])
+        with weights.safe_open(path, framework="pt") as file:
+            start = int(file.metadata()["step"])
+        print(f"going on from {path}, step {start}")
+
+    def backward(*batch):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
+            value = loss_of(*batch)
+        value.backward()
+        return value
+
+    if args.cuda_graph:
+        backward = replay(backward, draw(torch.Generator(args.device).manual_seed(0)), optimizer)
+    running, began = None, time.monotonic()
+    progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.stage, mininterval=2)
+    for step in progress:
+        left = 1 - max(step / args.steps, (time.monotonic() - began) / (60 * args.minutes))   # of the run, 1 to 0
+        scale = min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9))
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr * scale
+        value = backward(*draw(torch.Generator(args.device).manual_seed(args.seed * 10_000_000 + step)))
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=not args.cuda_graph)
+        decay = min(args.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.values()), [p.data for p in parameters.values()], 1 - decay)
+        if step % 50 == 0:
+            now = value.item()
+            if not np.isfinite(now):
+                raise ValueError(f"the loss is {now} at step {step}; the last good checkpoint is {path}")
+            running = now if running is None else 0.9 * running + 0.1 * now
+            progress.set_postfix(loss=f"{running:.4f}")
+        last = left <= 0 or step + 1 == args.steps
+        if last or (step + 1) % args.save_every == 0:
+            checkpoint(path, state(), step + 1)
+            save(ema)
+            tqdm.write(f"{args.stage} step {step + 1}: loss {running:.4f}")
+        if last:
+            break
+
+
+def replay(backward, example, optimizer):
+    """`backward` as one recorded CUDA graph: a small model's thousands of kernels are over sooner than they are launched."""
+    static, side = [x.clone() for x in example], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):                                                   # cuDNN and cuBLAS settle before recording
+            backward(*static)
+    torch.cuda.current_stream().wait_stream(side)
+    optimizer.zero_grad(set_to_none=True)                                    # the recorded backward makes the gradients
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = backward(*static)
+
+    def replayed(*batch):
+        for old, new in zip(static, batch, strict=True):
+            old.copy_(new)
+        graph.replay()
+        return value
+    return replayed
+
+
+def clips(args, frames):
+    """Batches of the toy set in order, for ever: (uint8 [b, 3, n, H, W], captions)."""
+    toy = ToySet(args.clips, frames=frames, size=args.size, seed=args.seed)
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    return torch.utils.data.DataLoader(toy, batch_size=args.batch, num_workers=workers, prefetch_factor=4)
+
+
+@torch.no_grad()
+def encode_all(vae, scale, tokenizer, args, frames):
+    """The toy set once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
+
+    The latents are the means of the posterior, multiplied by the scale factor.
+    """
+    latents, ids = [], []
+    for batch in tqdm(clips(args, frames), desc="encoding the toy set", mininterval=2):
+        x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
+        latents.append((mean.float() * scale).unflatten(0, (len(x), frames)).transpose(1, 2).half())
+        ids.append(tokenizer(batch["caption"]))
+    return torch.cat(latents), torch.cat(ids).to(args.device)
+
+
+# ---------------------------------------------------------------------------------------------------------- the stages
+
+def build(model_class, folder, **more):
+    """A fresh model of the size that a folder's config.json says, and that config."""
+    config = weights.read_json(folder / "config.json")
+    return model_class(**weights.arguments(model_class, config, folder / "config.json"), **more), config
+
+
+def train_vae(args):
+    """|x - x_hat| and its square on frames of the toy set, with a little KL; then the scale for unit variance."""
+    vae, config = build(AutoencoderKL, args.like / "vae")
+    vae.to(args.device, memory_format=torch.channels_last)
+    encode, decode = (torch.compile(f) if args.compile else f for f in (vae.encode, vae.decode))
+    stream = iter(())
+    moments = [0.0, 0.0]                                                     # of the latents of late batches
+
+    def draw(generator):
+        nonlocal stream
+        batch = next(stream, None)
+        if batch is None:
+            stream = iter(clips(args, 9))
+            batch = next(stream)
+        x = from_pixels(batch["frames"].to(args.device)).transpose(1, 2).flatten(0, 1)      # [(b n), 3, H, W]
+        pick = torch.randperm(len(x), generator=generator, device=args.device)[:len(batch["frames"]) * 4]
+        x = x[pick].contiguous(memory_format=torch.channels_last)
+        latent = (len(x), config["latent_channels"], x.shape[2] // vae.factor, x.shape[3] // vae.factor)
+        return x, torch.randn(latent, generator=generator, device=args.device)
+
+    def loss_of(x, noise):
+        mean, logvar = encode(x)
+        error = decode(mean + (0.5 * logvar).exp() * noise).float() - x
+        kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
+        moments[:] = [0.99 * old + 0.01 * new for old, new in zip(moments, (1.0, mean.detach().float().pow(2).mean()))]
+        return error.abs().mean() + 4 * error.pow(2).mean() + 1e-4 * kl
+
+    def save(tensors):
+        scale = (moments[0] / moments[1]) ** 0.5
+        weights.save(tensors, config | {"scaling_factor": float(scale)}, args.out / "vae")
+
+    fit(vae, draw, loss_of, [{"params": list(vae.parameters()), "lr": args.lr}], save, args)
+
+
+def train_image(args):
+    """The image model and its text encoder, together, on key frames: Eq. 5 with one frame and no prior."""
+    vae, scale = weights.load_vae(args.out)
+    text_encoder, text_config = build(TextEncoder, args.like / "text_encoder")
+    unet, config = build(UNet3D, args.like / "unet", temporal=False)
+    file = args.like / "scheduler" / "scheduler_config.json"
+    weights.write_json(weights.read_json(file), args.out / "scheduler" / file.name)
+    toy = ToySet(20_000, frames=1, seed=args.seed)
+    merges = learn_merges([toy.scene(i).caption(i) for i in range(len(toy))], text_config["vocab_size"] - 514)
+    (args.out / "tokenizer").mkdir(exist_ok=True)
+    save_merges(merges, args.out / "tokenizer" / "merges.txt")
+    tokenizer = Tokenizer.load(args.out)
+    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=1)
+    print(f"latents: mean {z.float().mean():.3f}, deviation {z.float().std():.3f}")
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
+    f_theta = torch.compile(unet) if args.compile else unet
+    schedule, empty = weights.load_schedule(args.out), tokenizer([""]).to(args.device)
+    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+
+    def loss_of(z_0, text_ids, t, eps_n):
+        return loss(lambda z_t, t, _, text: f_theta(z_t, t, text), z_0, 0 * z_0, text_encoder(text_ids), t, eps_n,
+                    schedule, lam=0)
+
+    def save(tensors):
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        weights.save(part("unet."), config, args.out / "unet")
+        weights.save(part("text_encoder."), text_config, args.out / "text_encoder", stem="model")
+
+    fit(model, lambda generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
+        [{"params": list(model.parameters()), "lr": args.lr}], save, args)
+
+
+def train_video(args):
+    """The image model grown to 3D, with AppearNet and the appearance noise prior, on clips: Eq. 5."""
+    vae, scale = weights.load_vae(args.out)
+    text_encoder = weights.load_text_encoder(args.out).to(args.device)
+    tokenizer = Tokenizer.load(args.out)
+    where = args.like / "video" / "config.json"
+    config = weights.read_json(where)
+    config["sampling"] = config["sampling"] | {"lam": args.lam}
+    model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
+    model.to(args.device).train()
+    f_theta = torch.compile(model) if args.compile else model
+    n, schedule = args.frames, weights.load_schedule(args.out)
+    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=n)
+    empty = tokenizer([""]).to(args.device)
+
+    def loss_of(z_0, text_ids, t, eps_n):
+        z_c = z_0[:, :, n // 2:n // 2 + 1]                                   # the centre frame is the condition
+        with torch.no_grad():
+            text = text_encoder(text_ids)
+        return loss(f_theta, z_0, z_c, text, t, eps_n, schedule, args.lam)
+
+    fit(model, lambda generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
+        parameter_groups(model, args.lr_temporal, args.lr_spatial), lambda tensors: weights.save(tensors, config, args.out / "video"), args)
+
+
+def draw_batch(z, ids, empty, schedule, generator, args):
+    """A random batch: z_0 [b, 4, n, h, w], ids with some captions emptied, uniform steps t [b], i.i.d. noise eps_n."""
+    def random(shape, sampler=torch.rand, **how):
+        return sampler(**how, size=shape, generator=generator, device=args.device)
+    pick = random((args.batch,), torch.randint, low=0, high=len(z))
+    z_0 = z[pick].float()
+    text_ids = torch.where(random((args.batch, 1)) < args.drop_text, empty, ids[pick])
+    t = random((args.batch,), torch.randint, low=0, high=len(schedule.alpha_bar))
+    return z_0, text_ids, t, random(z_0.shape, torch.randn)
+
+
+STAGES = {"vae": train_vae, "image": train_image, "video": train_video}
+
+
+def main():
+    """The command line; see the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("stage", choices=STAGES, help="what to train")
+    add("--like", type=Path, default=Path("toy"), help="model folder whose config.json files give the sizes")
+    add("--out", type=Path, required=True, help="folder to collect the trained parts in, and the checkpoint")
+    add("--steps", type=int, default=64_000, help="optimiser steps (64K in the ablations, Sec. 4.2)")
+    add("--minutes", type=float, default=math.inf, help="end after this time, if it comes before --steps")
+    add("--batch", type=int, default=16, help="clips a step (16, Sec. 4.2); vae: four frames of each")
+    add("--clips", type=int, default=50_000, help="how many clips of the toy set to train on")
+    add("--size", type=int, default=128, help="height and width in pixels")
+    add("--frames", type=int, default=9, help="N, frames of a clip (9, Sec. 4.1)")
+    add("--lr", type=float, default=1e-4, help="learning rate of the stages vae and image")
+    add("--lr-temporal", type=float, default=2e-5, help="learning rate of what is new (2e-5, Sec. 4.1)")
+    add("--lr-spatial", type=float, default=2e-6, help="learning rate of what the image model brings (2e-6, Sec. 4.1)")
+    add("--lam", type=float, default=0.03, help="lambda of Eq. 3, how much of z^c is in the noise (0.03, Fig. 6)")
+    add("--drop-text", type=float, default=0.1, help="share of captions emptied, for classifier-free guidance")
+    add("--ema", type=float, default=0.0, help="decay of the average of the weights that is saved; 0: the last weights")
+    add("--warmup", type=int, default=0, help="steps over which the learning rate rises from 0")
+    add("--cooldown", type=float, default=0.0, help="share of the steps, at the end, over which it falls to 0")
+    add("--seed", type=int, default=0, help="of the data, the first weights and all noise")
+    add("--save-every", type=int, default=1000, help="steps between checkpoints")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--bf16", action="store_true", help="compute in bfloat16 where it is safe; the weights stay float32")
+    add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
+    add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    try:
+        STAGES[args.stage](args)
+    except (ValueError, OSError) as e:
+        sys.exit(f"train.py: {e}")
+
+
+if __name__ == "__main__":
+    main()
