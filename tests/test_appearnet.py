@@ -1,0 +1,166 @@
+"""Exercises for appearnet.py: Eq. 1-2, Fig. 3, Table 2, and the injection table of SD2.1."""
+import pytest
+import torch
+from test_unet3d import TINY, moving_clip, stir
+from torch.testing import assert_close
+
+from appearnet import INJECTIONS, AppearNet, VideoModel, group_norm_3d, routes, spade
+from unet3d import UNet3D
+
+
+def grown(inject="add_encdec_spade", seed=0):
+    """A random image model and what it grows to."""
+    torch.manual_seed(seed)
+    flat = stir(UNet3D(temporal=False, **TINY)).eval()
+    return flat, VideoModel.grow(flat, inject, **TINY).eval()
+
+
+def condition(z_t, seed=1):
+    b, c, _, h, w = z_t.shape
+    return torch.randn(b, c, 1, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def test_eq_1_against_four_nested_loops():
+    """Over which axes are mu and sigma taken? Count by hand, in float64, with every dimension a different number."""
+    b, c, n, h, w, groups = 2, 8, 3, 4, 5, 4
+    h_m = torch.randn(b, c, n, h, w, dtype=torch.float64)
+    expected = torch.empty_like(h_m)
+    for i in range(b):
+        for g in range(groups):
+            members = [h_m[i, k, frame, y, x] for k in range(2 * g, 2 * g + 2) for frame in range(n) for y in range(h)
+                       for x in range(w)]
+            mu = sum(members) / len(members)
+            sigma = (sum((m - mu) ** 2 for m in members) / len(members) + 1e-5) ** 0.5
+            expected[i, 2 * g:2 * g + 2] = (h_m[i, 2 * g:2 * g + 2] - mu) / sigma
+    assert_close(group_norm_3d(h_m, groups), expected)                       # breaks with statistics per frame
+
+
+def test_eq_2_by_hand():
+    """h_bar = 2. What do gamma_a = 0.5 and beta_a = -1 make of it? And two zeros?"""
+    h_bar = torch.full((1, 1, 1, 1, 1), 2.0)
+    assert spade(h_bar, 0.5 * torch.ones(1), -torch.ones(1)).item() == 2.0   # 1.5 * 2 - 1; breaks without the + 1
+    assert spade(h_bar, torch.zeros(1), torch.zeros(1)).item() == 2.0
+
+
+def test_spade_takes_the_place_of_the_second_temporal_norm_and_nothing_of_sd_is_lost():
+    """Fig. 3, C2 of the readings: which norms lost their scale and bias? None of SD's, and none that is still in use."""
+    _, model = grown()
+    bare = [name for name, m in model.unet.named_modules() if isinstance(m, torch.nn.GroupNorm) and m.weight is None]
+    assert bare and all(name.endswith("temporal_conv2.norm") for name in bare)
+    assert sorted(bare) == sorted(to for to, _ in model.appearnet.routes if to.endswith(".norm"))
+    assert not any("mid_block" in name for name in bare)                     # the main middle gets nothing
+
+
+def test_the_injection_table_of_sd21():
+    """Encoder twins, ControlNet's order in the decoder. Which AppearNet output does each of the 12 decoder blocks read?"""
+    with torch.device("meta"):
+        unet = UNet3D()
+        pairs = dict(routes(unet, "add_encdec_spade"))
+        count = {inject: len(routes(unet, inject)) for inject in INJECTIONS}
+    spaded = {to.removesuffix(".temporal_conv2.norm"): f_a for to, f_a in pairs.items() if to.endswith(".norm")}
+    assert [spaded[f"down_blocks.{i}.resnets.{j}"] for i in range(4) for j in range(2)] == \
+        [f"down_blocks.{i}.resnets.{j}" for i in range(4) for j in range(2)]
+    decoder = [spaded[f"up_blocks.{i}.resnets.{j}"] for i in range(4) for j in range(3)]
+    down = lambda i: f"down_blocks.{i}.downsamplers.0"
+    attention = lambda i, j: f"down_blocks.{i}.attentions.{j}"
+    assert decoder == ["down_blocks.3.resnets.1", "down_blocks.3.resnets.0", down(2),
+                       attention(2, 1), attention(2, 0), down(1), attention(1, 1), attention(1, 0), down(0),
+                       attention(0, 1), attention(0, 0), "conv_in"]          # breaks if the skips are not reversed
+    assert pairs["mid_block"] == "mid_block" and pairs["up_blocks.3.attentions.2"] == "conv_in"
+    # 8 + 12 SPADEs, 6 + 9 added behind attentions, 1 middle | 12 skips, 1 middle | those and 8 + 6 in the encoder
+    assert count == {"concat": 0, "add_dec": 13, "add_encdec": 27, "add_encdec_spade": 36}
+
+
+def test_the_full_model_has_one_point_eight_billion_parameters():
+    """865.9 M of SD2.1, 374.5 M temporal, and AppearNet: encoder and middle of both kinds, and its projectors."""
+    with torch.device("meta"):
+        unet = UNet3D()
+        appearnet = AppearNet(unet)
+    own = {name: p.numel() for name, p in appearnet.named_parameters() if "projectors" not in name and "zero_conv" not in name}
+    assert sum(size for name, size in own.items() if "temporal" not in name) == 351_662_080
+    # temporal: 24 convolutions and 7 attentions of c channels, 3c^2 + 3c and 18c^2 + 18c numbers each
+    conv, attention = [320] * 6 + [640] * 5 + [1280] * 13, [320] * 2 + [640] * 2 + [1280] * 3
+    assert sum(size for name, size in own.items() if "temporal" in name) == \
+        sum(3 * c * c + 3 * c for c in conv) + sum(18 * c * c + 18 * c for c in attention)
+    assert 1.8e9 < sum(p.numel() for part in (unet, appearnet) for p in part.parameters()) < 1.9e9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_law_1_holds_with_every_row_of_table_2(inject):
+    """Freshly grown, on a moving clip, with a condition that has nothing to do with it: is it still the image model?"""
+    flat, model = grown(inject)
+    z_t, t, text = moving_clip()
+    frames = torch.stack([flat(z_t[:, :, i:i + 1], t, text)[:, :, 0] for i in range(3)], dim=2)
+    assert_close(model(z_t, t, condition(z_t), text), frames, atol=2e-5, rtol=1e-5)   # breaks if gamma is not zeroed
+
+
+def test_law_2_the_first_backward_reaches_the_last_maps_and_the_third_reaches_everything():
+    """Zeros in a chain wait for each other. After one step, who has moved? After three, who has not?"""
+    torch.manual_seed(0)
+    model = VideoModel(**TINY)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    moved = set()
+    for step in range(3):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer.zero_grad()
+        z_t, t, text = moving_clip()
+        (model(z_t, t, condition(z_t), text) - 1).pow(2).mean().backward()
+        optimizer.step()
+        moved |= {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        if step == 0:                                                        # AppearNet itself is still out of reach
+            zero_convs = {f"appearnet.projectors.{to.replace('.', '_')}" for to, _ in model.appearnet.routes
+                          if not to.endswith(".norm")}
+            assert {name.rpartition(".")[0] for name in moved if name.startswith("appearnet.")} == zero_convs
+            temporal = [name for name in moved if name.startswith("unet.") and "temporal" in name]
+            assert all(".conv." in name or "proj_out" in name or name.startswith("unet.temporal_conv_out") for name in temporal)
+    assert [name for name, _ in model.named_parameters() if name not in moved] == []  # breaks: projector zeroed as well
+
+
+@pytest.mark.parametrize("inject", INJECTIONS[:3])
+def test_law_2_holds_with_every_row_of_table_2(inject):
+    """The other three rows: after three steps every tensor has moved."""
+    torch.manual_seed(0)
+    model = VideoModel(inject, **TINY)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        z_t, t, text = moving_clip()
+        (model(z_t, t, condition(z_t), text) - 1).pow(2).mean().backward()
+        optimizer.step()
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_once_trained_the_condition_matters_in_every_frame(inject):
+    """Another key frame: does every frame change?"""
+    model = stir(grown(inject)[1], seed=2)
+    z_t, t, text = moving_clip()
+    apart = model(z_t, t, condition(z_t), text) - model(z_t, t, condition(z_t, seed=3), text)
+    assert apart.abs().amax(dim=(1, 3, 4)).min() > 1e-4                      # breaks if a row of Table 2 injects nothing
+
+
+@torch.no_grad()
+def test_appearnet_reads_z_t_and_the_condition_through_a_zero_convolution():
+    """Fig. 2, top: z_t + ZeroConv([z^c ... z^c]). Fresh, AppearNet sees z_t alone; with the identity there, their sum."""
+    _, model = grown()
+    stir(model.appearnet.projectors)
+    z_t, t, text = moving_clip()
+    z_c = condition(z_t).expand_as(z_t)
+    net = model.appearnet
+    fresh, alone = (net(z_t, c, t, text)["mid_block"] for c in (z_c, 0 * z_c))
+    assert torch.equal(fresh, alone)
+    net.zero_conv.weight.copy_(torch.eye(4)[:, :, None, None])
+    assert_close(net(z_t, z_c, t, text)["mid_block"], net(z_t + z_c, 0 * z_c, t, text)["mid_block"])
+    assert not torch.allclose(net(z_t, z_c, t, text)["mid_block"], fresh)    # breaks if the condition is not read
+
+
+def test_appearnet_starts_as_a_copy_that_shares_nothing():
+    """Sec. 3.2 "inherit": equal to the U-Net's encoder and middle, but trained apart."""
+    _, model = grown()
+    unet, net = model.unet.state_dict(), model.appearnet.state_dict()
+    common = [name for name in net if name in unet and "temporal" not in name]
+    assert len(common) > 40 and all(torch.equal(net[name], unet[name]) for name in common)
+    assert all(net[name].data_ptr() != unet[name].data_ptr() for name in common)
