@@ -3,18 +3,27 @@
 in    uint8 frames [n, H, W, 3] of a generated clip, and the Thing that was asked for (data.py)
 out   score_clip: is the shape right, the colour, the motion, the speed; how far do colour and size drift from the key
       frame, number n // 2; does everything stand still
-here  find, shape_of, colour_of, motion_of, score_clip, psnr
+here  find, shape_of, colour_of, motion_of, score_clip, psnr; and the command that scores a model:
+
+    python metrics.py --prompts 256            # the table of the README
+
 ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether clips look real; the toy world is known,
       so its clips can be measured with a ruler: find the thing by its vividness (only things are vivid), compare its
       silhouette with all silhouettes, and its path with all paths that data.track can draw.
 
 Places and sizes are fractions of the picture, angles radians clockwise, times seconds.
 """
+import argparse
 import functools
+import sys
+from pathlib import Path
 
 import numpy as np
+import torch
 
-from data import CENTRE, COLOURS, MOTIONS, ROUND, SHAPES, SPEEDS, STILL, frame_times, track
+from data import CENTRE, COLOURS, MOTIONS, ROUND, SHAPES, SPEEDS, STILL, frame_times, from_pixels, render, sample_scene
+from data import to_pixels, track
+from microcinema import MicroCinema
 
 FAINTEST = 60                       # of 255: backgrounds stay below half of it, things reach 130 and more
 SYMMETRY = {"square": 4, "cross": 4, "triangle": 3, "star": 5, **dict.fromkeys(ROUND, 0)}   # looks in a turn; else 1
@@ -163,3 +172,91 @@ def score_clip(frames, thing, other=None, fps=2.0):
     score.update(shape=shape == thing.shape, colour=colour == thing.colour, motion=motion == thing.motion,
                  saw=(shape, colour, motion))
     return score
+
+
+# ---- score a model ----------------------------------------------------------------------------------------------------
+
+COLUMNS = ("shape", "colour", "motion", "still", "speed", "colour_drift", "size_drift")
+
+
+def average(scores):
+    """One row of the table: the mean of each column over many score_clip, in percent; speed as measured / asked.
+
+    A drift that does not apply to a clip (nan) does not count; what applies to no clip stays nan.
+    """
+    row = {}
+    for column in COLUMNS:
+        values = np.array([score[column] for score in scores], dtype=float)
+        values = values[~np.isnan(values)]
+        row[column] = (values.mean() if len(values) else float("nan")) * (1 if column == "speed" else 100)
+    return row
+
+
+def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
+    """Scores {row: {column: ...}} of `count` prompts about one thing, seen in training or held out, and the mean PSNR in
+    dB of the centre frame when the true key frame is given.
+
+    Rows: the truth through the autoencoder; the model, with a key frame of its own drawing; that key frame repeated; the
+    model with AppearNet and the noise prior off.
+    """
+    rows = {"truth through the autoencoder": [], "MicroCinema": [], "its key frame repeated": [],
+            "without AppearNet and prior": []}
+    centre, times = [], frame_times(cinema.settings(**changes).frames)
+    c = len(times) // 2
+
+    def pixels(videos):                                             # [b, 3, n, H, W] -> uint8 [b, n, H, W, 3]
+        return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+    for first in range(0, count, batch):
+        seeds = range(first, min(first + batch, count))
+        scenes = [sample_scene([seed, 1_000_000 + i], held_out, things=1) for i in seeds]
+        prompts = [scene.caption() for scene in scenes]
+        true = np.stack([render(scene, times, cinema.sampling.size) for scene in scenes])       # [b, n, H, W, 3]
+        frames = from_pixels(torch.from_numpy(true)).permute(0, 4, 1, 2, 3)
+        with torch.inference_mode():
+            coded = torch.stack([cinema.decode(cinema.encode(f.transpose(0, 1)).transpose(0, 2))[0] for f in frames])
+        keys = cinema.key_frame(prompts, seeds, **changes)
+        clips = {"truth through the autoencoder": pixels(coded),
+                 "MicroCinema": pixels(cinema.animate(prompts, keys, seeds, **changes)),
+                 "its key frame repeated": pixels(keys[:, :, None].expand(-1, -1, len(times), -1, -1)),
+                 "without AppearNet and prior": pixels(cinema.animate(prompts, keys, seeds, appearance=False, **changes))}
+        for row, videos in clips.items():
+            rows[row] += [score_clip(video, *scene.things) for video, scene in zip(videos, scenes, strict=True)]
+        given = pixels(cinema.animate(prompts, frames[:, :, c], seeds, **changes))
+        centre += [psnr(a[c], b[c]) for a, b in zip(given, true, strict=True)]
+    return {row: average(scores) for row, scores in rows.items()}, float(np.mean(centre))
+
+
+def main(argv=None):
+    """Scores a model and prints a Markdown table."""
+    parser = argparse.ArgumentParser(description="Score a model of the toy world; see the top of metrics.py.")
+    add = parser.add_argument
+    add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder")
+    add("--prompts", type=int, default=256, help="how many; half of them seen in training, half held out")
+    add("--batch", type=int, default=16, help="videos at once")
+    add("--seed", type=int, default=0, help="of the prompts and the noise")
+    add("--steps", type=int, help="denoising steps (default: the model's)")
+    add("--guidance", type=float, help="guidance scale (default: the model's)")
+    add("--gamma", type=float, help="gamma of Sec. 4.2.2 (default: the model's)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    args = parser.parse_args(argv)
+    try:
+        cinema = MicroCinema.load(args.model, args.device)
+        changes = dict(steps=args.steps, guidance=args.guidance, gamma=args.gamma)
+        tables = {name: score_model(cinema, args.prompts // 2, args.seed, args.batch, held_out, **changes)
+                  for name, held_out in (("seen", False), ("held out", True))}
+    except (ValueError, OSError) as e:
+        print(f"metrics.py: {e}", file=sys.stderr)
+        return 2
+    print(f"| {args.prompts // 2} prompts each | | {' | '.join(c.replace('_', ' ') for c in COLUMNS)} |")
+    print("| --- " * (len(COLUMNS) + 2) + "|")
+    for name, (rows, _) in tables.items():
+        for row, values in rows.items():
+            cells = ("-" if v != v else f"{v:.2f}" if c == "speed" else f"{v:.1f} %" for c, v in values.items())
+            print(f"| {row} | {name} | {' | '.join(cells)} |")
+    print("\nCentre frame, true key frame given: " + ", ".join(f"{psnr:.1f} dB {name}" for name, (_, psnr) in tables.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

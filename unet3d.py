@@ -360,13 +360,13 @@ class Encoder(nn.Module):
 class UNet3D(Encoder):
     """eps = UNet3D(z_t, t, text): z_t and eps [b, 4, n, h, w], t [b], text [b, l, d]; h and w divide by 2^(levels - 1).
 
-    `injections` maps a path to what AppearNet sends there (appearnet.py makes it, any other conditioning could):
+    The arguments are Encoder's. `injections` maps a path to what AppearNet sends there (appearnet.py makes it, any other conditioning could):
         "down_blocks.0.resnets.1", "...attentions.1", "mid_block", "up_blocks. ..."   a tensor, added to that output
         "up_blocks.2.resnets.0.skip"                                                 a tensor, added to the skip read there
         "....resnets.1.temporal_conv2.norm"                                          a function, called in the norm's place
     """
 
-    def __init__(self, out_channels=4, **config):
+    def __init__(self, **config):
         super().__init__(**config)
         c_skip = [self.channels(path) for path in self.skip_paths()]
         h, last, self.up_blocks = c_skip[-1], len(self.down_blocks) - 1, nn.ModuleList()
@@ -379,8 +379,8 @@ class UNet3D(Encoder):
             self.up_blocks.append(Block(channels, heads=self.heads[last - i], upsample=i != last, **self.common))
         groups = self.common["groups"]
         self.conv_norm_out = nn.GroupNorm(groups, h)
-        self.conv_out = nn.Conv2d(h, out_channels, 3, padding=1)
-        self.temporal_conv_out = TemporalConv(out_channels, None) if self.common["temporal"] else NoTemporal()
+        self.conv_out = nn.Conv2d(h, 4, 3, padding=1)
+        self.temporal_conv_out = TemporalConv(4, None) if self.common["temporal"] else NoTemporal()
         self.to(memory_format=torch.channels_last)
 
     def decoder_paths(self):

@@ -29,7 +29,7 @@ from vae import AutoencoderKL
 
 # What a published config.json may say beside our constructors' arguments: one value only, or nothing that matters here.
 FIXED = {"act_fn": ("silu",), "hidden_act": ("gelu",), "use_linear_projection": (True,), "flip_sin_to_cos": (True,),
-         "downsample_padding": (1,), "mid_block_scale_factor": (1,), "norm_eps": (1e-5, 1e-6),
+         "downsample_padding": (1,), "mid_block_scale_factor": (1,), "norm_eps": (1e-5,), "out_channels": (4,),
          "beta_schedule": ("scaled_linear",), "steps_offset": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
          "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",)}
 UNUSED = {"sample_size", "up_block_types", "architectures", "model_type", "projection_dim", "torch_dtype",
@@ -62,8 +62,9 @@ def arguments(model_class, config, where):
     if issubclass(model_class, (UNet3D, VideoModel)):                        # they pass their **config on to Encoder
         wanted |= set(inspect.signature(Encoder).parameters)
     for key, value in config.items():
-        known = key in wanted or key in UNUSED or key.startswith("_") or value in FIXED.get(key, ())
-        if not known and value not in (None, False, 0, [], ""):
+        if key in wanted or key in UNUSED or key.startswith("_"):
+            continue
+        if value not in FIXED.get(key, (None, False, 0, [], "")):
             raise ValueError(f"{where}: {key} = {value!r} is not supported")
     return {key: value for key, value in config.items() if key in wanted}
 
