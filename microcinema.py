@@ -72,7 +72,8 @@ class MicroCinema:
             raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {known}; "
                              "tokenizer/merges.txt is cut short, or another model's")
         video, schedule = weights.load_video(path, dtype), weights.load_schedule(path)
-        sampling = Sampling(**weights.read_json(path / "video" / "config.json").get("sampling", {}))
+        where = path / "video" / "config.json"
+        sampling = Sampling(**weights.arguments(Sampling, weights.read_json(where).get("sampling", {}), where))
         for part in (text_encoder, vae, unet, video):
             part.to(device)
         return cls(tokenizer, text_encoder, vae, scale, unet, video, schedule, sampling)

@@ -74,15 +74,17 @@ def checkpoint(path, tensors, step):
 def fit(model, draw, loss_of, groups, save, args):
     """Trains `model` for args.steps steps and hands its averaged weights to `save`.
 
-    draw(generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes from its
-    generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken one would have.
+    draw(step, generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes from
+    its generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken one would have.
     """
+    path, start, part = args.out / f"{args.stage}.checkpoint.safetensors", 0, args.out / PARTS[args.stage]
+    if any(part.glob("*.safetensors")) and not path.exists():
+        raise ValueError(f"{part}: holds trained weights already; name another --out, or move them away")
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-2, fused=args.device == "cuda")
     rates = [group["lr"] for group in groups]
     parameters = dict(model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    path, start = args.out / f"{args.stage}.checkpoint.safetensors", 0
     for p in parameters.values():                                            # AdamW makes its state at the first step:
         optimizer.state[p] = {"step": torch.zeros((), device=p.device if args.device == "cuda" else "cpu"),
                               "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}     # make it now
@@ -99,14 +101,17 @@ def fit(model, draw, loss_of, groups, save, args):
             start = int(file.metadata()["step"])
         print(f"going on from {path}, step {start}")
 
-    def backward(*batch):
+    def batch(step):
+        return draw(step, torch.Generator(args.device).manual_seed(args.seed * 10_000_000 + step))
+
+    def backward(*tensors):
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
-            value = loss_of(*batch)
+            value = loss_of(*tensors)
         value.backward()
         return value
 
     if args.cuda_graph:
-        backward = replay(backward, draw(torch.Generator(args.device).manual_seed(0)), optimizer)
+        backward = replay(backward, batch(start), optimizer)
     running, began = None, time.monotonic()
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.stage, mininterval=2)
     for step in progress:
@@ -114,13 +119,13 @@ def fit(model, draw, loss_of, groups, save, args):
         scale = min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9))
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * scale
-        value = backward(*draw(torch.Generator(args.device).manual_seed(args.seed * 10_000_000 + step)))
+        value = backward(*batch(step))
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not args.cuda_graph)
         decay = min(args.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(ema.values()), [p.data for p in parameters.values()], 1 - decay)
-        if step % 50 == 0:
+        if step % 50 == 0 or running is None:
             now = value.item()
             if not np.isfinite(now):
                 raise ValueError(f"the loss is {now} at step {step}; the last good checkpoint is {path}")
@@ -156,11 +161,11 @@ def replay(backward, example, optimizer):
     return replayed
 
 
-def clips(args, frames):
-    """Batches of the toy set in order, for ever: (uint8 [b, 3, n, H, W], captions)."""
+def clips(args, frames, indices):
+    """Batches of the toy set's clips with these numbers: {"frames": uint8 [b, 3, n, H, W], "caption": [b]}."""
     toy = ToySet(args.clips, frames=frames, size=args.size, seed=args.seed)
     workers = max(1, (os.cpu_count() or 2) - 1)
-    return torch.utils.data.DataLoader(toy, batch_size=args.batch, num_workers=workers, prefetch_factor=4)
+    return torch.utils.data.DataLoader(toy, args.batch, sampler=indices, num_workers=workers, prefetch_factor=4)
 
 
 @torch.no_grad()
@@ -170,7 +175,7 @@ def encode_all(vae, scale, tokenizer, args, frames):
     The latents are the means of the posterior, multiplied by the scale factor.
     """
     latents, ids = [], []
-    for batch in tqdm(clips(args, frames), desc="encoding the toy set", mininterval=2):
+    for batch in tqdm(clips(args, frames, range(args.clips)), desc="encoding the toy set", mininterval=2):
         x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
@@ -190,19 +195,17 @@ def build(model_class, folder, **more):
 def train_vae(args):
     """|x - x_hat| and its square on frames of the toy set, with a little KL; then the scale for unit variance."""
     vae, config = build(AutoencoderKL, args.like / "vae")
+    config.pop("scaling_factor", None)
     vae.to(args.device, memory_format=torch.channels_last)
     encode, decode = (torch.compile(f) if args.compile else f for f in (vae.encode, vae.decode))
-    stream = iter(())
-    moments = [0.0, 0.0]                                                     # of the latents of late batches
+    stream = None
 
-    def draw(generator):
+    def draw(step, generator):                                               # four frames of each clip
         nonlocal stream
-        batch = next(stream, None)
-        if batch is None:
-            stream = iter(clips(args, 9))
-            batch = next(stream)
-        x = from_pixels(batch["frames"].to(args.device)).transpose(1, 2).flatten(0, 1)      # [(b n), 3, H, W]
-        pick = torch.randperm(len(x), generator=generator, device=args.device)[:len(batch["frames"]) * 4]
+        if stream is None:
+            stream = iter(clips(args, 9, [i % args.clips for i in range(step * args.batch, args.steps * args.batch)]))
+        x = from_pixels(next(stream)["frames"].to(args.device)).transpose(1, 2).flatten(0, 1)       # [(b n), 3, H, W]
+        pick = torch.randperm(len(x), generator=generator, device=args.device)[:args.batch * 4]
         x = x[pick].contiguous(memory_format=torch.channels_last)
         latent = (len(x), config["latent_channels"], x.shape[2] // vae.factor, x.shape[3] // vae.factor)
         return x, torch.randn(latent, generator=generator, device=args.device)
@@ -211,14 +214,17 @@ def train_vae(args):
         mean, logvar = encode(x)
         error = decode(mean + (0.5 * logvar).exp() * noise).float() - x
         kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
-        moments[:] = [0.99 * old + 0.01 * new for old, new in zip(moments, (1.0, mean.detach().float().pow(2).mean()))]
         return error.abs().mean() + 4 * error.pow(2).mean() + 1e-4 * kl
 
-    def save(tensors):
-        scale = (moments[0] / moments[1]) ** 0.5
-        weights.save(tensors, config | {"scaling_factor": float(scale)}, args.out / "vae")
+    fit(vae, draw, loss_of, [{"params": list(vae.parameters()), "lr": args.lr}],
+        lambda tensors: weights.save(tensors, config, args.out / "vae"), args)
 
-    fit(vae, draw, loss_of, [{"params": list(vae.parameters()), "lr": args.lr}], save, args)
+    vae, _ = weights.load_vae(args.out)
+    toy = ToySet(256, frames=1, size=args.size, seed=args.seed)
+    with torch.inference_mode():                                             # of what will be diffused: the means
+        squares = [vae.encode(from_pixels(item["frames"]).transpose(0, 1))[0].pow(2).mean() for item in toy]
+    scale = torch.stack(squares).mean().rsqrt().item()
+    weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
 
 
 def train_image(args):
@@ -249,7 +255,7 @@ def train_image(args):
         weights.save(part("unet."), config, args.out / "unet")
         weights.save(part("text_encoder."), text_config, args.out / "text_encoder", stem="model")
 
-    fit(model, lambda generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
+    fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
         [{"params": list(model.parameters()), "lr": args.lr}], save, args)
 
 
@@ -275,7 +281,7 @@ def train_video(args):
             text = text_encoder(text_ids)
         return loss(f_theta, z_0, z_c, text, t, eps_n, schedule, args.lam)
 
-    fit(model, lambda generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
+    fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
         parameter_groups(model, args.lr_temporal, args.lr_spatial), lambda tensors: weights.save(tensors, config, args.out / "video"), args)
 
 
@@ -291,9 +297,10 @@ def draw_batch(z, ids, empty, schedule, generator, args):
 
 
 STAGES = {"vae": train_vae, "image": train_image, "video": train_video}
+PARTS = {"vae": "vae", "image": "unet", "video": "video"}                    # the folder that tells a stage was trained
 
 
-def main():
+def main(argv=None):
     """The command line; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -320,14 +327,22 @@ def main():
     add("--bf16", action="store_true", help="compute in bfloat16 where it is safe; the weights stay float32")
     add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
     add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    for name in ("steps", "batch", "clips", "size", "frames", "save_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: want 1 or more")
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     try:
         STAGES[args.stage](args)
     except (ValueError, OSError) as e:
-        sys.exit(f"train.py: {e}")
+        print(f"train.py: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,7 +59,7 @@ def arguments(model_class, config, where):
     """The entries of a config that the constructor takes. A known key with another value, or an unknown one that is
     not null, false, 0 or empty, asks for something this code does not do: ValueError."""
     wanted = set(inspect.signature(model_class).parameters)
-    if issubclass(model_class, (UNet3D, VideoModel)):                        # they pass their **config on to Encoder
+    if model_class in (UNet3D, VideoModel):                        # they pass their **config on to Encoder
         wanted |= set(inspect.signature(Encoder).parameters)
     for key, value in config.items():
         if key in wanted or key in UNUSED or key.startswith("_"):

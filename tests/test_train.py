@@ -1,0 +1,119 @@
+"""Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_unet3d import TINY, moving_clip
+from torch.testing import assert_close
+
+import train
+import weights
+from appearnet import VideoModel
+from sampler import NoiseSchedule
+
+SCHEDULE = NoiseSchedule()
+SMALL = {"unet": TINY | {"cross_attention_dim": 8}, "video": TINY | {"cross_attention_dim": 8, "sampling": {"frames": 3}},
+         "vae": dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4),
+         "text_encoder": dict(vocab_size=600, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)}
+
+
+def batch(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z_0, eps_n = (torch.randn(2, 4, 3, 4, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    return z_0, z_0[:, :, 1:2], torch.zeros(2, 5, 6), torch.tensor([1, 998]), eps_n
+
+
+def test_ignoring_the_prior_costs_lambda_squared():
+    """Eq. 3, 5. A model that predicts eps_n perfectly but not lam * z_c: what does it pay?"""
+    z_0, z_c, text, t, eps_n = batch()
+    pays = train.loss(lambda z_t, t, c, text: eps_n, z_0, z_c, text, t, eps_n, SCHEDULE, lam=0.3)
+    assert_close(pays.double(), 0.3**2 * z_c.pow(2).mean(), rtol=1e-5, atol=0)          # breaks if the target is eps_n
+
+
+def test_an_oracle_pays_nothing():
+    """Solve Eq. 4 for eps, with z_0 in hand: loss 0, at early and late t. What the model is given must be z_t at that t."""
+    z_0, z_c, text, t, eps_n = batch()
+
+    def oracle(z_t, t, condition, text):
+        ab = SCHEDULE.at(t, z_t)
+        return (z_t - ab ** 0.5 * z_0) / (1 - ab) ** 0.5
+    assert train.loss(oracle, z_0, z_c, text, t, eps_n, SCHEDULE) < 1e-12    # breaks if t and alpha_bar part ways
+
+
+def test_every_parameter_is_in_one_group_and_the_ratio_is_ten(capsys):
+    """Sec. 4.1: new 2e-5, spatial 10 times smaller. Is any tensor forgotten, or in both?"""
+    model = VideoModel(**TINY)
+    new, copied = train.parameter_groups(model)
+    assert new["lr"] == 2e-5 and abs(new["lr"] / copied["lr"] - 10) < 1e-9
+    ids = [id(p) for group in (new, copied) for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())          # breaks with a name matched twice
+    names = {id(p): name for name, p in model.named_parameters()}
+    sd = {f"unet.{name}" for name, _ in train.UNet3D(temporal=False, **TINY).named_parameters()}
+    assert {names[id(p)] for p in copied["params"] if names[id(p)].startswith("unet.")} == sd
+    assert f"{len(new['params'])} tensors" in capsys.readouterr().out
+
+
+def test_one_clip_can_be_learnt():
+    """Four tries of thirty steps on one clip, one t: does the loss fall to a fifth? Twice from one seed: the same numbers?"""
+    def run():
+        torch.manual_seed(0)
+        model, losses = VideoModel(**TINY), []
+        z_0, _, _, _, eps_n = (x.float() if x.is_floating_point() else x for x in batch())
+        text = moving_clip()[2]
+        optimizer = torch.optim.AdamW(train.parameter_groups(model, 1e-2, 1e-2))
+        for _ in range(60):
+            value = train.loss(model, z_0, z_0[:, :, 1:2], text, torch.tensor([500, 500]), eps_n, SCHEDULE)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+        return losses
+    first = run()
+    assert first[-1] < 0.2 * first[0] and first == run()
+
+
+@pytest.fixture(scope="module")
+def like(tmp_path_factory):
+    """A model folder that only holds configs, of very small models."""
+    folder = tmp_path_factory.mktemp("like")
+    for part, config in SMALL.items():
+        weights.write_json(config, folder / part / "config.json")
+    weights.write_json({"beta_start": 0.00085, "beta_end": 0.012}, folder / "scheduler" / "scheduler_config.json")
+    return folder
+
+
+def run(stage, like, out, steps, *more):
+    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), "--batch", "2", "--clips", "6",
+                       "--size", "32", "--frames", "3", "--save-every", "2", "--ema", "0.9", "--device", "cpu", *more])
+
+
+def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
+    """Four steps at once, or two, a stop, and two more: are the checkpoints bit for bit the same? The video's latents?"""
+    for stage in ("vae", "image", "video"):
+        assert run(stage, like, tmp_path / "whole", 4) == 0
+        assert run(stage, like, tmp_path / "halves", 2) == 0
+        assert run(stage, like, tmp_path / "halves", 4) == 0
+        name = f"{stage}.checkpoint.safetensors"
+        whole, halves = (load_file(tmp_path / half / name) for half in ("whole", "halves"))
+        assert whole.keys() == halves.keys() and len(whole) > 20
+        for key, tensor in whole.items():                                    # breaks if the data starts again from 0
+            assert torch.equal(tensor, halves[key]), (stage, key)
+    video = weights.load_video(tmp_path / "whole")
+    assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
+    assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {"frames": 3, "lam": 0.03}
+
+
+def test_trained_weights_are_not_overwritten(like, tmp_path, capsys):
+    """--out names a folder with somebody's trained weights and no checkpoint of ours."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"precious")
+    assert run("vae", like, tmp_path, 1) == 2
+    assert "another --out" in capsys.readouterr().err and (tmp_path / "vae" / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_stage_without_the_one_before_it_says_so(like, tmp_path, capsys):
+    """The image model needs the autoencoder."""
+    assert run("image", like, tmp_path, 1) == 2
+    said = capsys.readouterr().err
+    assert "vae" in said and said.count("\n") == 1
