@@ -174,7 +174,7 @@ def score_clip(frames, thing, other=None, fps=2.0):
     return score
 
 
-# ---- score a model ----------------------------------------------------------------------------------------------------
+# ---- score a model ----------------------------------------------------------------------------------------------
 
 COLUMNS = ("shape", "colour", "motion", "still", "speed", "colour_drift", "size_drift")
 
@@ -193,11 +193,11 @@ def average(scores):
 
 
 def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
-    """Scores {row: {column: ...}} of `count` prompts about one thing, seen in training or held out, and the mean PSNR in
-    dB of the centre frame when the true key frame is given.
+    """Scores {row: {column: ...}} of `count` prompts about one thing, seen in training or held out, and the mean PSNR
+    in dB of the centre frame when the true key frame is given.
 
-    Rows: the truth through the autoencoder; the model, with a key frame of its own drawing; that key frame repeated; the
-    model with AppearNet and the noise prior off.
+    Rows: the truth through the autoencoder; the model, with a key frame of its own drawing; that key frame repeated;
+    the model with AppearNet and the noise prior off.
     """
     rows = {"truth through the autoencoder": [], "MicroCinema": [], "its key frame repeated": [],
             "without AppearNet and prior": []}
@@ -216,10 +216,11 @@ def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
         with torch.inference_mode():
             coded = torch.stack([cinema.decode(cinema.encode(f.transpose(0, 1)).transpose(0, 2))[0] for f in frames])
         keys = cinema.key_frame(prompts, seeds, **changes)
+        alone = cinema.animate(prompts, keys, seeds, appearance=False, **changes)
         clips = {"truth through the autoencoder": pixels(coded),
                  "MicroCinema": pixels(cinema.animate(prompts, keys, seeds, **changes)),
                  "its key frame repeated": pixels(keys[:, :, None].expand(-1, -1, len(times), -1, -1)),
-                 "without AppearNet and prior": pixels(cinema.animate(prompts, keys, seeds, appearance=False, **changes))}
+                 "without AppearNet and prior": pixels(alone)}
         for row, videos in clips.items():
             rows[row] += [score_clip(video, *scene.things) for video, scene in zip(videos, scenes, strict=True)]
         given = pixels(cinema.animate(prompts, frames[:, :, c], seeds, **changes))
@@ -254,7 +255,8 @@ def main(argv=None):
         for row, values in rows.items():
             cells = ("-" if v != v else f"{v:.2f}" if c == "speed" else f"{v:.1f} %" for c, v in values.items())
             print(f"| {row} | {name} | {' | '.join(cells)} |")
-    print("\nCentre frame, true key frame given: " + ", ".join(f"{psnr:.1f} dB {name}" for name, (_, psnr) in tables.items()))
+    centre = ", ".join(f"{decibels:.1f} dB {name}" for name, (_, decibels) in tables.items())
+    print(f"\nCentre frame, true key frame given: {centre}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
     python microcinema.py "a red circle moving left"                     -> a-red-circle-moving-left.gif
     python microcinema.py "a red circle moving left" --image photo.jpg   animates a picture of yours
-    python microcinema.py "..." --seed 7 --steps 20 --out video.webp     .gif .webp .apng .png (a sheet) .mp4 or a folder
+    python microcinema.py "..." --seed 7 --steps 20 --out video.webp     .gif .webp .apng .png (sheet) .mp4 or folder
 
 here  MicroCinema: load, key_frame (stage one), animate (stage two); Sampling, its settings; VideoModel (appearnet.py)
 
@@ -55,7 +55,7 @@ def noise(seeds, shape, stage):
 class MicroCinema:
     """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
 
-    def __init__(self, tokenizer, text_encoder, vae, scale, unet, video, schedule, sampling=Sampling()):
+    def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling()):
         self.tokenizer, self.text_encoder, self.vae, self.scale = tokenizer, text_encoder, vae, scale
         self.unet, self.video, self.schedule, self.sampling = unet, video, schedule, sampling
 
@@ -105,14 +105,15 @@ class MicroCinema:
 
     def decode(self, z):
         """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], clip by clip."""
-        return torch.stack([self.vae.decode(clip.transpose(0, 1) / self.scale).transpose(0, 1) for clip in z]).clamp(-1, 1)
+        clips = [self.vae.decode(clip.transpose(0, 1) / self.scale).transpose(0, 1) for clip in z]
+        return torch.stack(clips).clamp(-1, 1)
 
     def sample(self, model, z_T, text, empty, s, more_noise, shift, name):
         """Solves from z_T to z_0 with guidance and a progress bar."""
         path = self.schedule.path(s.steps, s.spacing)
         model = guide(model, s.guidance, text, empty)
         how = {"eta": s.eta, "shift": shift, "noise": more_noise} if s.sampler == "ddim" else {}
-        for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps, leave=True):
+        for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps):
             pass
         return z
 
@@ -155,7 +156,7 @@ def main(argv=None):
     add("prompt", help="the sentence c")
     add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder (default: the toy model)")
     add("--image", type=Path, help="a picture to be the key frame, instead of drawing one; any size, any mode")
-    add("--out", type=Path, help=f"where to write: {' '.join(filter(None, ENDINGS))}, or a folder (default: PROMPT.gif)")
+    add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
     add("--steps", type=int, help="denoising steps of each stage (default: the model's, else 50)")
     add("--guidance", type=float, help="classifier-free guidance scale w (default: the model's, else 7.5)")
@@ -181,7 +182,8 @@ def make(args):
     """One video, as the command line asks: checks first, then the two stages, then the file."""
     if not args.prompt.strip():
         raise ValueError("the prompt is empty: say what should be seen, and how it moves")
-    out = args.out or Path(re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "video").with_suffix(".gif")
+    words = re.findall(r"[a-z0-9]+", args.prompt.lower())
+    out = args.out or Path(f"{'-'.join(words)[:60] or 'video'}.gif")
     check_output(out)
     try:
         torch.empty(1, device=args.device)

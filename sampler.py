@@ -3,10 +3,10 @@
 in    latents z_0, z_t, eps [b, 4, n, h, w], key-frame latents z_c [b, 4, 1, h, w] or [b, 4, n, h, w], steps t [b]
 here  NoiseSchedule, appearance_noise (Eq. 3), add_noise (Eq. 4), guide, ddim, dpm_solver_pp, SAMPLERS
 
-Eq. 3 shifts the mean of the noise by lam * z_c, at every step t of the diffusion. The shift is the same in
-z_t / sqrt(alpha_bar) as a function of sqrt(1 / alpha_bar - 1) as the noise is, so the ODE that leads back to z_0 has the
-same form with eps in place of eps_n: a deterministic sampler needs no change but its start (the paper leaves the proof
-to its supplement). A sampler that adds fresh noise on the way has to give it the right mean, see `ddim`.
+Eq. 3 shifts the mean of the noise by lam * z_c, at every step t. Divide Eq. 4 by sqrt(alpha_bar) and write s for
+sqrt(1 / alpha_bar - 1): z_t / sqrt(alpha_bar) = z_0 + s eps. The shift is part of eps and moves along with it, so the ODE
+back to z_0 keeps its form, with the total noise eps in it, and a deterministic sampler needs no change but its start
+(the paper leaves the proof to its supplement). One that adds fresh noise has to give it the right mean, see `ddim`.
 
 ours  - Guidance drops the text only; z_c and the noise prior stay in both passes, else lam would grow with the scale.
       - `trailing` steps (999, 979, ...) start where training ends and arrive at z_0 itself. `leading` steps (981, 961,
@@ -50,15 +50,15 @@ class NoiseSchedule:
         Raises ValueError if the table has no room for so many steps.
         """
         count = len(self.alpha_bar)
-        if spacing == "trailing":
-            ts, end, most = [round(count - i * count / steps) - 1 for i in range(steps)] if steps > 0 else [], 1.0, count
-        elif spacing == "leading":
-            ts = [i * (count // steps) + 1 for i in reversed(range(steps))] if steps > 0 else []
-            end, most = self.alpha_bar[0].item(), count - 1                  # the last step would be t = 1000
-        else:
+        if spacing not in ("trailing", "leading"):
             raise ValueError(f"spacing '{spacing}': want trailing or leading")
+        most = count if spacing == "trailing" else count - 1                 # 1000 leading steps: from t = 1000
         if not 1 <= steps <= most:
             raise ValueError(f"{steps} steps: want 1 to {most} with {spacing} spacing")
+        if spacing == "trailing":
+            ts, end = [round(count - i * count / steps) - 1 for i in range(steps)], 1.0
+        else:
+            ts, end = [i * (count // steps) + 1 for i in reversed(range(steps))], self.alpha_bar[0].item()
         ab = [self.alpha_bar[t].item() for t in ts]
         return list(zip(ts, ab, ab[1:] + [end], strict=True))
 

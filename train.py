@@ -53,7 +53,8 @@ def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03):
 def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
     """The two learning rates of Sec. 4.1, for AdamW: what is new to SD2.1, and what was copied from it."""
     new = ("temporal", "zero_conv", "projectors")
-    groups = [{"name": "new", "lr": lr_temporal, "params": []}, {"name": "from the image model", "lr": lr_spatial, "params": []}]
+    groups = [{"name": "new", "lr": lr_temporal, "params": []},
+              {"name": "from the image model", "lr": lr_spatial, "params": []}]
     for name, p in model.named_parameters():
         groups[not any(word in name for word in new)]["params"].append(p)
     for group in groups:
@@ -74,8 +75,8 @@ def checkpoint(path, tensors, step):
 def fit(model, draw, loss_of, groups, save, args):
     """Trains `model` for args.steps steps and hands its averaged weights to `save`.
 
-    draw(step, generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes from
-    its generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken one would have.
+    draw(step, generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes
+    from its generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken would.
     """
     path, start, part = args.out / f"{args.stage}.checkpoint.safetensors", 0, args.out / PARTS[args.stage]
     if any(part.glob("*.safetensors")) and not path.exists():
@@ -90,7 +91,8 @@ def fit(model, draw, loss_of, groups, save, args):
                               "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}     # make it now
 
     def state():
-        moments = {f"adam.{key}.{name}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+        moments = {f"adam.{key}.{name}": value for name, p in parameters.items()
+                   for key, value in optimizer.state[p].items()}
         return {f"model.{k}": p.data for k, p in parameters.items()} | {f"ema.{k}": v for k, v in ema.items()} | moments
 
     if path.exists():
@@ -141,7 +143,7 @@ def fit(model, draw, loss_of, groups, save, args):
 
 
 def replay(backward, example, optimizer):
-    """`backward` as one recorded CUDA graph: a small model's thousands of kernels are over sooner than they are launched."""
+    """`backward` as one recorded CUDA graph: a small model's kernels are over sooner than they are launched."""
     static, side = [x.clone() for x in example], torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -282,7 +284,8 @@ def train_video(args):
         return loss(f_theta, z_0, z_c, text, t, eps_n, schedule, args.lam)
 
     fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
-        parameter_groups(model, args.lr_temporal, args.lr_spatial), lambda tensors: weights.save(tensors, config, args.out / "video"), args)
+        parameter_groups(model, args.lr_temporal, args.lr_spatial),
+        lambda tensors: weights.save(tensors, config, args.out / "video"), args)
 
 
 def draw_batch(z, ids, empty, schedule, generator, args):

@@ -338,7 +338,7 @@ class Encoder(nn.Module):
 
     def skip_paths(self):
         """The encoder outputs that the decoder reads, first to last: 12 at SD2.1's size."""
-        paths = self.encoder_paths()                                         # all but ResBlocks with an attention behind
+        paths = self.encoder_paths()                                         # all but ResBlocks before an attention
         return [path for path in paths if path.replace("resnets", "attentions") not in paths or "resnets" not in path]
 
     def channels(self, path):
@@ -360,10 +360,10 @@ class Encoder(nn.Module):
 class UNet3D(Encoder):
     """eps = UNet3D(z_t, t, text): z_t and eps [b, 4, n, h, w], t [b], text [b, l, d]; h and w divide by 2^(levels - 1).
 
-    The arguments are Encoder's. `injections` maps a path to what AppearNet sends there (appearnet.py makes it, any other conditioning could):
-        "down_blocks.0.resnets.1", "...attentions.1", "mid_block", "up_blocks. ..."   a tensor, added to that output
-        "up_blocks.2.resnets.0.skip"                                                 a tensor, added to the skip read there
-        "....resnets.1.temporal_conv2.norm"                                          a function, called in the norm's place
+    The arguments are Encoder's. `injections` maps a path to what AppearNet, or another conditioning, sends there:
+        "down_blocks.0.resnets.1", "....attentions.1", "mid_block"    a tensor, added to that output
+        "up_blocks.2.resnets.0.skip"                                  a tensor, added to the skip that is read there
+        "....resnets.1.temporal_conv2.norm"                           a function, called in the norm's place
     """
 
     def __init__(self, **config):

@@ -83,14 +83,16 @@ def read_tensors(path, shapes, dtype):
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            for what, odd in (("is missing", shapes.keys() - names), ("belongs to no part of the model", names - shapes.keys())):
+            missing, extra = shapes.keys() - names, names - shapes.keys()
+            for odd, what in ((missing, "is missing"), (extra, "belongs to no part of the model")):
                 if odd:
                     raise ValueError(f"{path}: tensor {min(odd)} {what} ({len(odd)} such)")
             tensors = {}
             for name, shape in shapes.items():
                 tensor = file.get_tensor(name)
                 if tensor.shape != shape or not tensor.is_floating_point():
-                    raise ValueError(f"{path}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, want a float {list(shape)}")
+                    found = f"{tensor.dtype} {list(tensor.shape)}"
+                    raise ValueError(f"{path}: tensor {name} is {found}, want a float {list(shape)}")
                 if not tensor.isfinite().all():
                     raise ValueError(f"{path}: tensor {name} holds NaN or infinity")
                 tensors[name] = tensor.to(dtype)

@@ -15,7 +15,7 @@ SHORTER = {"microcinema.py": "--steps 3", "metrics.py": "--prompts 2 --steps 2",
 
 root = Path(__file__).parents[1]
 blocks = re.findall(r"^```sh\n(.*?)^```", (root / "README.md").read_text(), re.M | re.S)
-commands = [line.split("   #")[0].strip() for block in blocks for line in block.splitlines() if not line.startswith("#")]
+commands = [line for block in blocks for line in block.splitlines()]
 Image.effect_noise((300, 200), 80).save(root / "photo.jpg")                  # the picture that a person would bring
 for command in commands[2:]:
     shorter = next(flags for program, flags in SHORTER.items() if program in command)

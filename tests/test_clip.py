@@ -1,6 +1,6 @@
 """Exercises for clip.py. The golden ids are open_clip's, the golden vectors those of the published text encoder."""
 import json
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -88,7 +88,7 @@ def test_a_long_prompt_says_what_was_cut():
 def test_decode_turns_ids_back():
     """Ids -> bytes -> text: is anything lost but capitals and spacing?"""
     tokenizer = clip.Tokenizer(clip.learn_merges(["naïve 猫 cat 🐱"], 9))
-    assert tokenizer.decode(tokenizer(["A naïve 猫,  cat"])[0]) == "a naïve 猫 , cat"      # a row: start, end, zeros go
+    assert tokenizer.decode(tokenizer(["A naïve 猫,  cat"])[0]) == "a naïve 猫 , cat"   # start, end, zeros go
     assert tokenizer.decode(tokenizer.encode("🐱 é Ⅷ")) == "🐱 é ⅷ"
     assert tokenizer.encode("\udcff") == tokenizer.encode("?")      # a byte the terminal could not read: no traceback
 

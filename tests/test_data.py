@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import data
-from data import COLOURS, MOTIONS, ROUND, SHAPES, SPEEDS, Background, Scene, Thing, ToySet, render, sample_scene
+from data import COLOURS, MOTIONS, ROUND, SHAPES, Background, Scene, Thing, ToySet, render, sample_scene
 
 GREY = Background("slope", ((200, 200, 200), (200, 200, 200)), 0.0, 1.0)
 

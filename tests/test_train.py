@@ -1,6 +1,4 @@
 """Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,9 +11,11 @@ from appearnet import VideoModel
 from sampler import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
-SMALL = {"unet": TINY | {"cross_attention_dim": 8}, "video": TINY | {"cross_attention_dim": 8, "sampling": {"frames": 3}},
+SMALL = {"unet": TINY | {"cross_attention_dim": 8},
+         "video": TINY | {"cross_attention_dim": 8, "sampling": {"frames": 3}},
          "vae": dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4),
-         "text_encoder": dict(vocab_size=600, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)}
+         "text_encoder": dict(vocab_size=600, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+                              num_attention_heads=2)}
 
 
 def batch(seed=0):
@@ -32,7 +32,7 @@ def test_ignoring_the_prior_costs_lambda_squared():
 
 
 def test_an_oracle_pays_nothing():
-    """Solve Eq. 4 for eps, with z_0 in hand: loss 0, at early and late t. What the model is given must be z_t at that t."""
+    """Solve Eq. 4 for eps, with z_0 in hand: loss 0, at early and late t. It must be given z_t at that t."""
     z_0, z_c, text, t, eps_n = batch()
 
     def oracle(z_t, t, condition, text):
@@ -55,7 +55,7 @@ def test_every_parameter_is_in_one_group_and_the_ratio_is_ten(capsys):
 
 
 def test_one_clip_can_be_learnt():
-    """Four tries of thirty steps on one clip, one t: does the loss fall to a fifth? Twice from one seed: the same numbers?"""
+    """Sixty steps on one clip and one t: does the loss fall to a fifth? Twice from a seed: the same numbers?"""
     def run():
         torch.manual_seed(0)
         model, losses = VideoModel(**TINY), []
@@ -83,13 +83,13 @@ def like(tmp_path_factory):
     return folder
 
 
-def run(stage, like, out, steps, *more):
-    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), "--batch", "2", "--clips", "6",
-                       "--size", "32", "--frames", "3", "--save-every", "2", "--ema", "0.9", "--device", "cpu", *more])
+def run(stage, like, out, steps):
+    how = "--batch 2 --clips 6 --size 32 --frames 3 --save-every 2 --ema 0.9 --device cpu".split()
+    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), *how])
 
 
 def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
-    """Four steps at once, or two, a stop, and two more: are the checkpoints bit for bit the same? The video's latents?"""
+    """Four steps at once, or two, a stop, and two more: are the checkpoints bit for bit the same?"""
     for stage in ("vae", "image", "video"):
         assert run(stage, like, tmp_path / "whole", 4) == 0
         assert run(stage, like, tmp_path / "halves", 2) == 0
@@ -107,9 +107,10 @@ def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
 def test_trained_weights_are_not_overwritten(like, tmp_path, capsys):
     """--out names a folder with somebody's trained weights and no checkpoint of ours."""
     (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "model.safetensors").write_bytes(b"precious")
+    file = tmp_path / "vae" / "model.safetensors"
+    file.write_bytes(b"precious")
     assert run("vae", like, tmp_path, 1) == 2
-    assert "another --out" in capsys.readouterr().err and (tmp_path / "vae" / "model.safetensors").read_bytes() == b"precious"
+    assert "another --out" in capsys.readouterr().err and file.read_bytes() == b"precious"
 
 
 def test_a_stage_without_the_one_before_it_says_so(like, tmp_path, capsys):

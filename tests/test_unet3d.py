@@ -52,7 +52,7 @@ def stir(model, seed=0):
 @torch.no_grad()
 @pytest.mark.parametrize("run", ["t981", "t1", "batch"])
 def test_without_temporal_layers_it_computes_what_sd_computes(run):
-    """One frame is a picture. Random weights, three inputs: which module is the first to differ from the published one?"""
+    """One frame is a picture. Random weights, three inputs: which module differs first from the published?"""
     model, io, tolerance = golden(temporal=False)
     seen = {}
     for name, module in model.named_modules():
@@ -115,7 +115,7 @@ def test_law_2_after_three_steps_every_tensor_has_moved():
         (model(*moving_clip()) - 1).pow(2).mean().backward()
         optimizer.step()
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert still == []                                                       # breaks if norm and conv both start at zero
+    assert still == []                                                       # breaks with norm and conv both zeroed
 
 
 def test_fold_puts_frames_before_channels_and_unfold_undoes_it():
@@ -140,7 +140,7 @@ def test_which_frames_hear_of_a_nudge_to_frame_2(layer, reach):
     """Of five frames, which change behind a spatial layer, a temporal convolution, a temporal attention?"""
     torch.manual_seed(0)
     conv, attention = stir(TemporalConv(8, 4)), stir(TemporalAttention(8, 2, 4))
-    conv.norm = torch.nn.Identity()                                          # its statistics span the clip; leave them out
+    conv.norm = torch.nn.Identity()                                          # its statistics span the clip
     attention.norm = torch.nn.Identity()
     run = {"space": torch.nn.Conv2d(8, 8, 3, padding=1), "convolution": lambda h: conv(h, 5),
            "attention": lambda h: attention(h, 5)}[layer]

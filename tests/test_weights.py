@@ -1,6 +1,5 @@
 """Exercises for weights.py: a checkpoint is read whole or not at all."""
 import json
-import os
 import shutil
 from pathlib import Path
 
