@@ -4,9 +4,9 @@ in    latents z_0, z_t, eps [b, 4, n, h, w], key-frame latents z_c [b, 4, 1, h, 
 here  NoiseSchedule, appearance_noise (Eq. 3), add_noise (Eq. 4), guide, ddim, dpm_solver_pp, SAMPLERS
 
 Eq. 3 shifts the mean of the noise by lam * z_c, at every step t. Divide Eq. 4 by sqrt(alpha_bar) and write s for
-sqrt(1 / alpha_bar - 1): z_t / sqrt(alpha_bar) = z_0 + s eps. The shift is part of eps and moves along with it, so the ODE
-back to z_0 keeps its form, with the total noise eps in it, and a deterministic sampler needs no change but its start
-(the paper leaves the proof to its supplement). One that adds fresh noise has to give it the right mean, see `ddim`.
+sqrt(1 / alpha_bar - 1): z_t / sqrt(alpha_bar) = z_0 + s eps. The shift is part of eps and moves along with it, so the
+ODE back to z_0 keeps its form, with the total noise eps in it, and a deterministic sampler needs no change but its
+start (the paper leaves the proof to its supplement). One that adds fresh noise has to give it the right mean: `ddim`.
 
 ours  - Guidance drops the text only; z_c and the noise prior stay in both passes, else lam would grow with the scale.
       - `trailing` steps (999, 979, ...) start where training ends and arrive at z_0 itself. `leading` steps (981, 961,

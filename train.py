@@ -127,14 +127,15 @@ def fit(model, draw, loss_of, groups, save, args):
         optimizer.zero_grad(set_to_none=not args.cuda_graph)
         decay = min(args.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(ema.values()), [p.data for p in parameters.values()], 1 - decay)
-        if step % 50 == 0 or running is None:
+        last = left <= 0 or step + 1 == args.steps
+        due = last or (step + 1) % args.save_every == 0
+        if step % 50 == 0 or due:
             now = value.item()
             if not np.isfinite(now):
                 raise ValueError(f"the loss is {now} at step {step}; the last good checkpoint is {path}")
             running = now if running is None else 0.9 * running + 0.1 * now
             progress.set_postfix(loss=f"{running:.4f}")
-        last = left <= 0 or step + 1 == args.steps
-        if last or (step + 1) % args.save_every == 0:
+        if due:
             checkpoint(path, state(), step + 1)
             save(ema)
             tqdm.write(f"{args.stage} step {step + 1}: loss {running:.4f}")
