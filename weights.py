@@ -103,10 +103,13 @@ def read_tensors(path, shapes, dtype):
 
 def load(model_class, folder, dtype=torch.float32, **more):
     """The model in a component's folder, in eval mode: built from config.json and `more`, filled from the file."""
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    with torch.device("meta"):                                               # no memory, no random numbers
-        model = model_class(**arguments(model_class, config, folder / "config.json"), **more)
+    folder, where = Path(folder), Path(folder) / "config.json"
+    config = arguments(model_class, read_json(where), where)
+    try:
+        with torch.device("meta"):                                           # no memory, no random numbers
+            model = model_class(**config, **more)
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as e:
+        raise ValueError(f"{where}: describes no possible model ({str(e).splitlines()[0]})") from None
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(read_tensors(find_weights(folder), shapes, dtype), assign=True)
     return model.to(memory_format=torch.channels_last).eval()

@@ -59,6 +59,15 @@ def test_a_config_that_asks_for_something_else_is_refused(folder, key, value):
         weights.load_unet(path)
 
 
+def test_a_config_that_describes_no_model_is_refused(folder):
+    """A width that is a word, groups that do not divide: one line, that names the file."""
+    path, _ = folder
+    for wrong in ({"block_out_channels": ["wide", 16]}, {"norm_num_groups": 3}, {"attention_head_dim": [2]}):
+        weights.write_json(TINY | wrong, path / "unet" / "config.json")
+        with pytest.raises(ValueError, match="config.json"):
+            weights.load_unet(path)
+
+
 def broken(tensors, how):
     """The tensors of a checkpoint with one thing wrong, and what the message must name."""
     first = "conv_in.weight"
