@@ -267,10 +267,16 @@ def train_video(args):
     vae, scale = weights.load_vae(args.out)
     text_encoder = weights.load_text_encoder(args.out).to(args.device)
     tokenizer = Tokenizer.load(args.out)
-    where = args.like / "video" / "config.json"
+    where = (args.start or args.like) / "video" / "config.json"
     config = weights.read_json(where)
     config["sampling"] = config["sampling"] | {"lam": args.lam}
-    model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
+    for key, value in weights.read_json(args.out / "unet" / "config.json").items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{where}: {key} is {config[key]}, but {value} in the image model that it grows from")
+    if args.start:
+        model = weights.load_video(args.start)
+    else:
+        model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
     model.to(args.device).train()
     f_theta = torch.compile(model) if args.compile else model
     n, schedule = args.frames, weights.load_schedule(args.out)
@@ -310,6 +316,7 @@ def main(argv=None):
     add = parser.add_argument
     add("stage", choices=STAGES, help="what to train")
     add("--like", type=Path, default=Path("toy"), help="model folder whose config.json files give the sizes")
+    add("--start", type=Path, help="video: begin with the video model of this folder (default: grow the image model)")
     add("--out", type=Path, required=True, help="folder to collect the trained parts in, and the checkpoint")
     add("--steps", type=int, default=64_000, help="optimiser steps (64K in the ablations, Sec. 4.2)")
     add("--minutes", type=float, default=math.inf, help="end after this time, if it comes before --steps")

@@ -1,4 +1,6 @@
 """Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -83,9 +85,9 @@ def like(tmp_path_factory):
     return folder
 
 
-def run(stage, like, out, steps):
+def run(stage, like, out, steps, *more):
     how = "--batch 2 --clips 6 --size 32 --frames 3 --save-every 2 --ema 0.9 --device cpu".split()
-    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), *how])
+    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), *how, *more])
 
 
 def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
@@ -102,6 +104,23 @@ def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {"frames": 3, "lam": 0.03}
+
+
+def test_a_video_model_can_start_from_another(like, tmp_path, capsys):
+    """--start: one step at learning rate 0 gives the weights it started with back, not those of a grown image model."""
+    for stage in ("vae", "image", "video"):
+        assert run(stage, like, tmp_path / "first", 2) == 0
+    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
+        for name in ("second", "third"):
+            shutil.copytree(tmp_path / "first" / part, tmp_path / name / part)
+    still = ["--start", str(tmp_path / "first"), "--lr-temporal", "0", "--lr-spatial", "0"]
+    assert run("video", like, tmp_path / "second", 1, *still) == 0
+    first, second = (weights.load_video(tmp_path / name).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())      # breaks if it grows anew
+    config = weights.read_json(tmp_path / "first" / "video" / "config.json")
+    weights.write_json(config | {"cross_attention_dim": 16}, tmp_path / "other" / "video" / "config.json")
+    assert run("video", like, tmp_path / "third", 1, "--start", str(tmp_path / "other")) == 2
+    assert "cross_attention_dim is 16" in capsys.readouterr().err
 
 
 def test_trained_weights_are_not_overwritten(like, tmp_path, capsys):
