@@ -496,6 +496,7 @@ def contact_sheet(*clips, captions=(), gap=4):
 
 
 def main():
+    """Draws the contact sheet; see the top of the file."""
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the toy set, one clip a row.")
     parser.add_argument("--out", default="toyset.png", help="the picture to write, a .png (default toyset.png)")
     parser.add_argument("--clips", type=int, default=12, help="how many clips (default 12)")

@@ -53,6 +53,8 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """ResBlock, attention among the pixels, ResBlock, at the lowest resolution."""
+
     def __init__(self, c, groups):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c, c, groups), ResBlock(c, c, groups)])
@@ -85,6 +87,8 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
+    """The ResBlocks of one level, then half the height and width, but for the last level."""
+
     def __init__(self, c_in, c_out, layers, groups, last):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])
@@ -97,6 +101,8 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
+    """The ResBlocks of one level, one more than on the way down, then twice the size, but for the last level."""
+
     def __init__(self, c_in, c_out, layers, groups, last):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])

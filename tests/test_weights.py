@@ -95,7 +95,7 @@ def test_a_wrong_tensor_is_named(folder, how):
     tensors = load_file(file)
     name = broken(tensors, how)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=name) as e:                         # breaks with strict=False
+    with pytest.raises(ValueError, match=name) as e:                         # breaks if loading is not strict
         weights.load_unet(path)
     assert str(file) in str(e.value) and "\n" not in str(e.value)
 
