@@ -193,6 +193,8 @@ class Tokenizer:
 # ---- ids -> vectors ----
 
 class SelfAttention(nn.Module):
+    """Each token attends to itself and to those before it; x [b, l, d]."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.heads = heads
@@ -210,6 +212,8 @@ class SelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention, then two linear layers with an exact GELU between, each behind a norm and beside a skip."""
+
     def __init__(self, d, d_ff, heads, eps):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(d, eps=eps)

@@ -117,6 +117,7 @@ def track(motion, u):
 
 @dataclass(frozen=True)
 class Thing:
+    """One coloured shape and its motion; `at` says where it is when."""
     shape: str
     colour: str
     motion: str
@@ -142,6 +143,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
+    """What a clip shows; `caption` says it in words, `render` draws it."""
     things: tuple               # one or two Things, never touching
     background: Background
 

@@ -97,7 +97,7 @@ def test_law_1_fresh_the_video_unet_is_the_image_unet_on_every_frame():
 
 
 @torch.no_grad()
-def test_law_1_holds_for_the_layout_of_sd21_with_an_unusual_number_of_frames():
+def test_law_1_holds_on_a_still():
     """n = 1: the grown network on a still is the image network too."""
     flat, grown = golden(temporal=False)[0], golden()[0]
     z_t, t, text = moving_clip(n=1, h=8, w=8, d=32)
