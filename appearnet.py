@@ -21,7 +21,13 @@ from torch import nn
 
 from unet3d import Encoder, UNet3D, fold, unfold, zero
 
+NEW = ("temporal", "zero_conv", "projectors")     # one of these is in the name of every tensor that the paper adds
 INJECTIONS = ("concat", "add_dec", "add_encdec", "add_encdec_spade")        # Table 2, top to bottom; the last is ours
+
+
+def is_new(name):
+    """Does a tensor of VideoModel have this name because the paper adds it, or because SD2.1 has it?"""
+    return any(word in name for word in NEW)
 
 
 def group_norm_3d(h_m, groups, eps=1e-5):
@@ -141,8 +147,15 @@ class VideoModel(nn.Module):
 
         Every tensor of `image_unet`, a UNet3D without temporal layers built from `config`, is copied to the U-Net, and
         those of encoder and middle once more to AppearNet. Row "concat" widens conv_in by four channels of zeros.
+        The dtype and device are those of `image_unet`, and nothing is held twice on the way.
         """
-        model = cls(inject, **config)
+        like = image_unet.conv_in.weight
+        with torch.device("meta"):                                           # shapes, but no memory
+            model = cls(inject, **config)
+        model.to(like.dtype).to_empty(device=like.device)
+        for name, module in model.named_modules():
+            if is_new(name) and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         for part in filter(None, (model.unet, model.appearnet)):
             own = part.state_dict()
             for name, tensor in image_unet.state_dict().items():

@@ -55,28 +55,41 @@ def noise(seeds, shape, stage):
 class MicroCinema:
     """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
 
-    def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling()):
+    def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling(),
+                 trained=True):
         self.tokenizer, self.text_encoder, self.vae, self.scale = tokenizer, text_encoder, vae, scale
-        self.unet, self.video, self.schedule, self.sampling = unet, video, schedule, sampling
+        self.unet, self.video, self.schedule, self.sampling, self.trained = unet, video, schedule, sampling, trained
 
     @classmethod
-    def load(cls, path="toy", device="cpu", dtype=torch.float32):
-        """Reads a model folder (weights.py). ValueError or OSError, in one line, if a part is missing or broken."""
+    def load(cls, path="toy", device="cpu", dtype=torch.float32, video=None, merges=None):
+        """Reads a model folder or SD2.1's single file (weights.py): `path`.
+
+        video: a file with the weights of a trained video model; without, those in the folder's video/, and if there are
+        none either, the image model grown to 3D as it is (`trained` is False then). merges: merges.txt, if it does not
+        lie in the folder, or beside the file. ValueError or OSError, in one line, if a part is missing or broken.
+        """
         path = Path(path)
-        if not path.is_dir():
-            raise ValueError(f"{path}: no such model folder")
-        tokenizer, (vae, scale) = Tokenizer.load(path), weights.load_vae(path, dtype)
-        text_encoder, unet = weights.load_text_encoder(path, dtype), weights.load_unet(path, dtype)
-        known = len(text_encoder.text_model.embeddings.token_embedding.weight)
+        if not path.exists():
+            raise ValueError(f"{path}: no such model folder or file")
+        tokenizer = Tokenizer.load(merges or (path if path.is_dir() else path.parent))
+        schedule, how = weights.load_schedule(path), {"dtype": dtype, "device": device}
+        text_encoder, (vae, scale) = weights.load_text_encoder(path, **how), weights.load_vae(path, **how)
+        unet, (known, width) = weights.load_unet(path, **how), text_encoder.text_model.embeddings.token_embedding.weight.shape
         if tokenizer.vocab_size != known:
             raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {known}; "
-                             "tokenizer/merges.txt is cut short, or another model's")
-        video, schedule = weights.load_video(path, dtype), weights.load_schedule(path)
-        where = path / "video" / "config.json"
-        sampling = Sampling(**weights.arguments(Sampling, weights.read_json(where).get("sampling", {}), where))
-        for part in (text_encoder, vae, unet, video):
-            part.to(device)
-        return cls(tokenizer, text_encoder, vae, scale, unet, video, schedule, sampling)
+                             "merges.txt is cut short, or another model's")
+        if width != unet.common["text_dim"]:
+            raise ValueError(f"{path}: the text encoder's vectors are {width} wide, the U-Net reads "
+                             f"{unet.common['text_dim']}; they are of different families")
+        source = video or (path if (path / "video").is_dir() else None)
+        if source:
+            config, where = weights.read_config(source, "video")
+            sampling = Sampling(**weights.arguments(Sampling, config.get("sampling", {}), where))
+            model = weights.load_video(source, **how)
+        else:
+            config, where = weights.read_config(path, "unet")
+            sampling, model = Sampling(), VideoModel.grow(unet, **weights.arguments(VideoModel, config, where)).eval()
+        return cls(tokenizer, text_encoder, vae, scale, unet, model, schedule, sampling, trained=bool(source))
 
     def settings(self, **changes):
         """The model's Sampling with these changes. ValueError for what cannot be sampled."""
@@ -101,17 +114,19 @@ class MicroCinema:
     def encode(self, pictures):
         """z_c [b, 4, 1, h, w] of pictures [b, 3, H, W]: the mean of the posterior, scaled."""
         like = next(self.vae.parameters())
-        return (self.vae.encode(pictures.to(like))[0] * self.scale)[:, :, None]
+        return (self.vae.encode(pictures.to(like))[0].float() * self.scale)[:, :, None]
 
     def decode(self, z):
         """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], clip by clip."""
-        clips = [self.vae.decode(clip.transpose(0, 1) / self.scale).transpose(0, 1) for clip in z]
-        return torch.stack(clips).clamp(-1, 1)
+        like = next(self.vae.parameters())
+        clips = [self.vae.decode((clip.transpose(0, 1) / self.scale).to(like)).transpose(0, 1) for clip in z]
+        return torch.stack(clips).float().clamp(-1, 1)
 
     def sample(self, model, z_T, text, empty, s, more_noise, shift, name):
-        """Solves from z_T to z_0 with guidance and a progress bar."""
+        """Solves from z_T to z_0 with guidance and a progress bar: in float32, whatever the dtype of the network."""
         path = self.schedule.path(s.steps, s.spacing)
-        model = guide(model, s.guidance, text, empty)
+        guided = guide(model, s.guidance, text, empty)
+        model = lambda z_t, t: guided(z_t.to(text.dtype), t).float()
         how = {"eta": s.eta, "shift": shift, "noise": more_noise} if s.sampler == "ddim" else {}
         for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps):
             pass
@@ -124,7 +139,7 @@ class MicroCinema:
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         h = s.size // self.vae.factor
         draw = noise(seeds, (4, 1, h, h), "key frame")
-        fresh = lambda: draw().to(text)
+        fresh = lambda: draw().to(text.device)
         return self.decode(self.sample(self.unet, fresh(), text, empty, s, fresh, 0.0, "key frame"))[:, :, 0]
 
     @torch.inference_mode()
@@ -138,10 +153,10 @@ class MicroCinema:
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         z_c = self.encode(key_frames)
         draw = noise(seeds, (4, s.frames, *z_c.shape[3:]), "video")
-        fresh = lambda: draw().to(text)
+        fresh = lambda: draw().to(text.device)
 
         def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
-            return self.video(z_t, t, z_c.repeat(len(z_t) // len(z_c), 1, 1, 1, 1), text)
+            return self.video(z_t, t, z_c.to(z_t.dtype).repeat(len(z_t) // len(z_c), 1, 1, 1, 1), text)
 
         if not appearance:
             return self.decode(self.sample(self.video.unet, fresh(), text, empty, s, fresh, 0.0, "video without z_c"))
@@ -154,7 +169,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("prompt", help="the sentence c")
-    add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder (default: the toy model)")
+    add("--model", type=Path, default=Path(__file__).parent / "toy",
+        help="model folder, or SD2.1's single .safetensors file (default: the toy model)")
+    add("--weights", type=Path, help="file with a trained video model (default: the model folder's video/)")
+    add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     add("--image", type=Path, help="a picture to be the key frame, instead of drawing one; any size, any mode")
     add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
@@ -189,7 +207,10 @@ def make(args):
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device {args.device}: {str(e).splitlines()[0]}") from None
-    cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype))
+    cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
+    if not cinema.trained:
+        print("no trained video weights (--weights FILE): temporal layers and AppearNet are as they start, without effect; "
+              "expect a key frame, and then frames that are separate pictures of the sentence")
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if hasattr(args, field.name)}
     s = cinema.settings(**changes)
     if s.frames % 2 == 0:

@@ -25,38 +25,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 import weights
-from appearnet import VideoModel
+from appearnet import Spade, VideoModel, is_new
 from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from data import ToySet, from_pixels
 from sampler import add_noise, appearance_noise
-from unet3d import UNet3D
+from unet3d import Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, UNet3D, Upsample
 from vae import AutoencoderKL
 
 
-def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03):
+def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03, weighting="epsilon"):
     """Eq. 5: the mean of |f_theta(z_t, t, z^c, c) - eps|^2 over all frames, for noise with the appearance prior.
 
     The target is the total noise eps = lam z^c + eps_n of Eq. 3, not eps_n. z_0 and eps_n [b, 4, n, h, w], condition
-    (z^c) [b, 4, 1 or n, h, w], text (c) [b, l, d], t [b]. lam = 0 is the plain loss of the image model.
+    (z^c) [b, 4, 1 or n, h, w], text (c) [b, l, d], t [b]. lam = 0 is the plain loss of the image model. `weighting` "v"
+    divides by alpha_bar: the error of v (Salimans & Ho 2022, Sec. 4), in which the first, noisiest steps weigh more.
     """
+    alpha_bar = schedule.at(t, z_0)
     eps = appearance_noise(eps_n, condition, lam)                            # Eq. 3
-    z_t = add_noise(z_0, eps, schedule.at(t, z_0))                           # Eq. 4
-    return F.mse_loss(f_theta(z_t, t, condition, text).float(), eps)         # Eq. 5
+    z_t = add_noise(z_0, eps, alpha_bar)                                     # Eq. 4
+    error = (f_theta(z_t, t, condition, text).float() - eps) ** 2            # Eq. 5
+    return (error / alpha_bar if weighting == "v" else error).mean()
 
 
 def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
     """The two learning rates of Sec. 4.1, for AdamW: what is new to SD2.1, and what was copied from it."""
-    new = ("temporal", "zero_conv", "projectors")
     groups = [{"name": "new", "lr": lr_temporal, "params": []},
               {"name": "from the image model", "lr": lr_spatial, "params": []}]
     for name, p in model.named_parameters():
-        groups[not any(word in name for word in new)]["params"].append(p)
+        groups[not is_new(name)]["params"].append(p)
     for group in groups:
         count = sum(p.numel() for p in group["params"])
         print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
@@ -99,7 +101,7 @@ def fit(model, draw, loss_of, groups, save, args):
         stored = load_file(path, device=args.device)
         for name, tensor in state().items():
             tensor.copy_(stored[name])
-        with weights.safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             start = int(file.metadata()["step"])
         print(f"going on from {path}, step {start}")
 
@@ -162,6 +164,14 @@ def replay(backward, example, optimizer):
         graph.replay()
         return value
     return replayed
+
+
+def compile_blocks(model):
+    """torch.compile, block by block: blocks of one size share their code, so that it takes a minute and not ten."""
+    torch._dynamo.config.recompile_limit = 64                                # sizes of one class; 8 is the default
+    for part in model.modules():
+        if isinstance(part, (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)):
+            part.compile(dynamic=False)
 
 
 def clips(args, frames, indices):
@@ -245,13 +255,14 @@ def train_image(args):
     z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=1)
     print(f"latents: mean {z.float().mean():.3f}, deviation {z.float().std():.3f}")
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
-    f_theta = torch.compile(unet) if args.compile else unet
+    if args.compile:
+        compile_blocks(unet)
     schedule, empty = weights.load_schedule(args.out), tokenizer([""]).to(args.device)
     schedule.alpha_bar = schedule.alpha_bar.to(args.device)
 
     def loss_of(z_0, text_ids, t, eps_n):
-        return loss(lambda z_t, t, _, text: f_theta(z_t, t, text), z_0, 0 * z_0, text_encoder(text_ids), t, eps_n,
-                    schedule, lam=0)
+        return loss(lambda z_t, t, _, text: unet(z_t, t, text), z_0, 0 * z_0, text_encoder(text_ids), t, eps_n,
+                    schedule, lam=0, weighting=args.weighting)
 
     def save(tensors):
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -278,7 +289,8 @@ def train_video(args):
     else:
         model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
     model.to(args.device).train()
-    f_theta = torch.compile(model) if args.compile else model
+    if args.compile:
+        compile_blocks(model)
     n, schedule = args.frames, weights.load_schedule(args.out)
     schedule.alpha_bar = schedule.alpha_bar.to(args.device)
     z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=n)
@@ -288,7 +300,7 @@ def train_video(args):
         z_c = z_0[:, :, n // 2:n // 2 + 1]                                   # the centre frame is the condition
         with torch.no_grad():
             text = text_encoder(text_ids)
-        return loss(f_theta, z_0, z_c, text, t, eps_n, schedule, args.lam)
+        return loss(model, z_0, z_c, text, t, eps_n, schedule, args.lam, args.weighting)
 
     fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
         parameter_groups(model, args.lr_temporal, args.lr_spatial),
@@ -328,6 +340,7 @@ def main(argv=None):
     add("--lr-temporal", type=float, default=2e-5, help="learning rate of what is new (2e-5, Sec. 4.1)")
     add("--lr-spatial", type=float, default=2e-6, help="learning rate of what the image model brings (2e-6, Sec. 4.1)")
     add("--lam", type=float, default=0.03, help="lambda of Eq. 3, how much of z^c is in the noise (0.03, Fig. 6)")
+    add("--weighting", choices=("epsilon", "v"), default="epsilon", help="epsilon: Eq. 5 as it is; v: over alpha_bar")
     add("--drop-text", type=float, default=0.1, help="share of captions emptied, for classifier-free guidance")
     add("--ema", type=float, default=0.0, help="decay of the average of the weights that is saved; 0: the last weights")
     add("--warmup", type=int, default=0, help="steps over which the learning rate rises from 0")

@@ -38,8 +38,12 @@ def unfold(frames, n):
 
 def zero(layer):
     """The layer with its parameters set to zero: a branch ending in it starts as no change, and still learns."""
-    for p in layer.parameters():
-        nn.init.zeros_(p)
+    def reset_parameters():                                                  # PyTorch's name for "start (again)"
+        for p in layer.parameters():
+            nn.init.zeros_(p)
+
+    layer.reset_parameters = reset_parameters
+    reset_parameters()
     return layer
 
 
