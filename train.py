@@ -205,6 +205,16 @@ def build(model_class, folder, **more):
     return model_class(**weights.arguments(model_class, config, folder / "config.json"), **more), config
 
 
+def schedule_for_eq_5(args):
+    """The noise schedule, on the device. Eq. 5 trains eps: ValueError if the model was trained to tell v."""
+    schedule = weights.load_schedule(args.out)
+    if schedule.prediction_type != "epsilon":
+        raise ValueError(f"{args.out}: a v-prediction model; Eq. 5 trains a network that predicts eps, so start from one "
+                         "that does (SD2.1-base, not the 768-pixel SD2.1)")
+    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+    return schedule
+
+
 def train_vae(args):
     """|x - x_hat| and its square on frames of the toy set, with a little KL; then the scale for unit variance."""
     vae, config = build(AutoencoderKL, args.like / "vae")
@@ -247,6 +257,7 @@ def train_image(args):
     unet, config = build(UNet3D, args.like / "unet", temporal=False)
     file = args.like / "scheduler" / "scheduler_config.json"
     weights.write_json(weights.read_json(file), args.out / "scheduler" / file.name)
+    schedule = schedule_for_eq_5(args)
     toy = ToySet(20_000, frames=1, seed=args.seed)
     merges = learn_merges([toy.scene(i).caption(i) for i in range(len(toy))], text_config["vocab_size"] - 514)
     (args.out / "tokenizer").mkdir(exist_ok=True)
@@ -257,8 +268,7 @@ def train_image(args):
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
     if args.compile:
         compile_blocks(unet)
-    schedule, empty = weights.load_schedule(args.out), tokenizer([""]).to(args.device)
-    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+    empty = tokenizer([""]).to(args.device)
 
     def loss_of(z_0, text_ids, t, eps_n):
         return loss(lambda z_t, t, _, text: unet(z_t, t, text), z_0, 0 * z_0, text_encoder(text_ids), t, eps_n,
@@ -291,8 +301,7 @@ def train_video(args):
     model.to(args.device).train()
     if args.compile:
         compile_blocks(model)
-    n, schedule = args.frames, weights.load_schedule(args.out)
-    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+    n, schedule = args.frames, schedule_for_eq_5(args)
     z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=n)
     empty = tokenizer([""]).to(args.device)
 

@@ -161,7 +161,8 @@ def read_header(path):
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path}: not a readable safetensors file ({str(e).splitlines()[0]}); copy it again") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({str(e).splitlines()[0]}); "
+                         "copy it again (a .bin or .ckpt is never read, whatever it is called)") from None
     return {name: Stored(Path(path), name, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
             for name, entry in entries.items() if name != "__metadata__"}
 

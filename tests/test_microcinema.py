@@ -143,3 +143,64 @@ def test_even_numbers_of_frames_have_no_centre_and_say_so(tmp_path, capsys):
     """Four frames: the key frame is number 2 of 0 to 3."""
     assert main([PROMPT, "--frames", "4", "--steps", "1", "--out", str(tmp_path / "frames")]) == 0
     assert "no centre" in capsys.readouterr().out and len(os.listdir(tmp_path / "frames")) == 4
+
+
+def untrained(folder):
+    """The toy model without its video weights, as SD2.1 is published."""
+    shutil.copytree(ROOT / "toy", folder, ignore=shutil.ignore_patterns("video"))
+    return folder
+
+
+def test_without_video_weights_each_frame_is_the_image_model(tmp_path, capsys):
+    """Law 1, through the command: fresh temporal layers do nothing, and a line says so. --weights brings trained ones."""
+    folder, how = untrained(tmp_path / "sd"), ["--steps", "2", "--frames", "3", "--size", "128", "--guidance", "3"]
+    assert main([PROMPT, "--model", str(folder), "--out", str(tmp_path / "fresh"), *how]) == 0
+    assert "no trained video weights" in capsys.readouterr().out
+    trained = next((ROOT / "toy" / "video").glob("*.safetensors"))
+    assert main([PROMPT, "--model", str(folder), "--weights", str(trained), "--out", str(tmp_path / "a"), *how]) == 0
+    assert "no trained" not in capsys.readouterr().out
+    assert main([PROMPT, "--out", str(tmp_path / "b"), *how]) == 0
+    read = lambda name: [file.read_bytes() for file in sorted((tmp_path / name).iterdir())]
+    assert read("a") == read("b") != read("fresh")
+    cinema, noises = MicroCinema.load(folder), torch.randn(1, 4, 3, 16, 16)
+    text, t = cinema.encode_text([PROMPT]), torch.tensor([500])
+    with torch.inference_mode():
+        frames = [cinema.unet(noises[:, :, i:i + 1], t, text) for i in range(3)]
+        clip = cinema.video(noises, t, noises[:, :, :1], text)
+    assert_close(clip, torch.cat(frames, dim=2), atol=1e-5, rtol=1e-4)       # breaks if grow leaves a layer as it was made
+
+
+def test_merges_can_lie_elsewhere(tmp_path, capsys):
+    """SD2.1's single file comes without a tokenizer: --merges names one."""
+    folder = untrained(tmp_path / "sd")
+    shutil.move(folder / "tokenizer" / "merges.txt", tmp_path / "elsewhere.txt")
+    how = ["--model", str(folder), "--steps", "1", "--frames", "1", "--size", "64", "--out", str(tmp_path / "x.png")]
+    assert main([PROMPT, *how]) == 2 and "merges.txt" in capsys.readouterr().err
+    assert main([PROMPT, *how, "--merges", str(tmp_path / "elsewhere.txt")]) == 0
+
+
+def test_a_v_prediction_model_can_be_sampled():
+    """A network that tells v is the same network as one that tells eps = sqrt(ab) v + sqrt(1 - ab) z_t: the same video."""
+    schedule = NoiseSchedule(prediction_type="v_prediction")
+
+    def tells_v(unet):
+        def model(z_t, t, *rest):
+            ab = schedule.at(t, z_t)
+            return (unet(z_t, t, *rest) - (1 - ab) ** 0.5 * z_t) / ab ** 0.5
+        model.down_blocks = TOY.unet.down_blocks                             # settings() asks how many levels there are
+        return model
+    changes = {"unet": tells_v(TOY.unet), "video": tells_v(TOY.video), "schedule": schedule}
+    v = MicroCinema(**vars(TOY) | changes)
+    how = dict(steps=6, guidance=1.0)                                        # with w > 1, rounding is exaggerated
+    key = TOY.key_frame([PROMPT], [2], **how)
+    assert_close(v.key_frame([PROMPT], [2], **how), key, atol=2e-2, rtol=0)
+    assert_close(v.animate([PROMPT], key, [2], **how), TOY.animate([PROMPT], key, [2], **how), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 0.08), (torch.float16, 0.02)])
+def test_half_precision_draws_the_same_picture(dtype, most):
+    """Networks in 16 bits, the way from noise to picture in 32: how far is a key frame from float32's, of a range of 2?"""
+    key = TOY.key_frame([PROMPT], [1], steps=4)
+    half = MicroCinema.load(ROOT / "toy", dtype=dtype).key_frame([PROMPT], [1], steps=4)
+    assert half.dtype == torch.float32
+    assert 0 < (half - key).abs().mean() < most

@@ -43,6 +43,18 @@ def test_an_oracle_pays_nothing():
     assert train.loss(oracle, z_0, z_c, text, t, eps_n, SCHEDULE) < 1e-12    # breaks if t and alpha_bar part ways
 
 
+def test_weighting_v_is_the_error_of_v():
+    """v = sqrt(ab) eps - sqrt(1 - ab) z_0. From a wrong eps follows a wrong z_0, from both a wrong v: how wrong?"""
+    z_0, z_c, text, t, eps = batch()
+    wrong = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pays = train.loss(lambda z_t, t, c, text: wrong, z_0, z_c, text, t, eps, SCHEDULE, lam=0, weighting="v")
+    ab = SCHEDULE.at(t, z_0)
+    z_t = ab ** 0.5 * z_0 + (1 - ab) ** 0.5 * eps
+    wrong_z_0 = (z_t - (1 - ab) ** 0.5 * wrong) / ab ** 0.5
+    v, wrong_v = (ab ** 0.5 * e - (1 - ab) ** 0.5 * z for e, z in ((eps, z_0), (wrong, wrong_z_0)))
+    assert_close(pays.double(), (v - wrong_v).pow(2).mean(), rtol=1e-5, atol=0)         # breaks with 1 / (1 - alpha_bar)
+
+
 def test_every_parameter_is_in_one_group_and_the_ratio_is_ten(capsys):
     """Sec. 4.1: new 2e-5, spatial 10 times smaller. Is any tensor forgotten, or in both?"""
     model = VideoModel(**TINY)
@@ -137,3 +149,13 @@ def test_a_stage_without_the_one_before_it_says_so(like, tmp_path, capsys):
     assert run("image", like, tmp_path, 1) == 2
     said = capsys.readouterr().err
     assert "vae" in said and said.count("\n") == 1
+
+
+def test_a_v_prediction_model_is_not_trained_by_eq_5(like, tmp_path, capsys):
+    """SD2.1's 768-pixel sibling puts out v. Eq. 5 would teach it eps: refused, before any work is done."""
+    shutil.copytree(like, tmp_path / "v")
+    weights.write_json({"prediction_type": "v_prediction"}, tmp_path / "v" / "scheduler" / "scheduler_config.json")
+    assert run("vae", like, tmp_path / "out", 1) == 0
+    assert run("image", tmp_path / "v", tmp_path / "out", 1) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "v-prediction" in said and not (tmp_path / "out" / "unet").exists()
