@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 SHORTER = {"microcinema.py": "--steps 3", "metrics.py": "--prompts 2 --steps 2",
-           "train.py": "--steps 2 --batch 2 --clips 8 --device cpu", "data.py": ""}
+           "train.py": "--steps 2 --batch 2 --clips 8 --device cpu", "data.py": "",
+           "weights.py": ""}
 
 root = Path(__file__).parents[1]
 blocks = re.findall(r"^```sh\n(.*?)^```", (root / "README.md").read_text(), re.M | re.S)

@@ -1,0 +1,54 @@
+"""SD2.1's real size, which no test run should need: what it takes to load and grow, and whether law 1 holds there.
+
+    python tests/random_sd21.py /tmp/sd21                     (or a real copy of SD2.1-base)
+    python tests/full_size.py /tmp/sd21 --dtype float32       12 GB of memory; bfloat16 takes 6
+"""
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import weights
+from appearnet import VideoModel
+
+GIB = 2**30
+
+
+def report(what, began, models):
+    """One line: seconds since `began`, the weights so far, and the most memory the process has ever had."""
+    size = sum(p.numel() * p.element_size() for model in models for p in model.parameters()) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB          # Linux counts KiB
+    print(f"{what}: {time.monotonic() - began:.1f} s; weights {size:.2f} GiB, peak resident {peak:.2f} GiB, "
+          f"ratio {peak / size:.3f}", flush=True)
+
+
+@torch.inference_mode()
+def main():
+    """Loads the three parts, grows the U-Net, and compares it with the image model frame by frame."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="folder or single file")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    dtype, began = getattr(torch, args.dtype), time.monotonic()
+    unet = weights.load_unet(args.path, dtype)
+    models = [unet, weights.load_vae(args.path, dtype)[0], weights.load_text_encoder(args.path, dtype)]
+    report("loaded", began, models)
+    began = time.monotonic()
+    video = VideoModel.grow(unet)
+    report("grown", began, [*models, video])
+
+    torch.manual_seed(0)
+    z_t, condition = torch.randn(1, 4, 3, 16, 16).to(dtype), torch.randn(1, 4, 1, 16, 16).to(dtype)
+    text, t = torch.randn(1, 77, 1024).to(dtype), torch.tensor([981])
+    frames = torch.cat([unet(z_t[:, :, i:i + 1], t, text) for i in range(3)], dim=2).float()
+    error = (video(z_t, t, condition, text).float() - frames).abs().max() / frames.abs().max()
+    print(f"law 1, fresh video model against the image model on 3 frames: largest difference {error:.1e} of the largest value")
+
+
+if __name__ == "__main__":
+    main()
