@@ -233,18 +233,20 @@ class TextEncoder(nn.Module):
     def __init__(self, vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
                  num_attention_heads=16, max_position_embeddings=LENGTH, layer_norm_eps=1e-5):
         super().__init__()
+
+        def table(rows, most):
+            return nn.Embedding.from_pretrained(torch.empty(rows, hidden_size).uniform_(-most, most), freeze=False)
+
+        # CLIP's tokens start within about 0.04. It sees the world's captions; our small model learns from stills, for
+        # which left and right are the same. Words that nothing pulls apart keep the distance they start with: 0.5.
         self.text_model = nn.ModuleDict({
             "embeddings": nn.ModuleDict({
-                "token_embedding": nn.Embedding(vocab_size, hidden_size),
-                "position_embedding": nn.Embedding(max_position_embeddings, hidden_size)}),
+                "token_embedding": table(vocab_size, 0.5),
+                "position_embedding": table(max_position_embeddings, 0.02)}),
             "encoder": nn.ModuleDict({"layers": nn.ModuleList([
                 Layer(hidden_size, intermediate_size, num_attention_heads, layer_norm_eps)
                 for _ in range(num_hidden_layers)])}),
             "final_layer_norm": nn.LayerNorm(hidden_size, eps=layer_norm_eps)})
-        # CLIP starts tokens at 0.02. It sees the world's captions; our small model learns from stills, for which left
-        # and right are the same, and words that nothing pulls apart keep the distance they start with: hence 0.3.
-        for table, std in zip(self.text_model["embeddings"].values(), (0.3, 0.01)):
-            nn.init.normal_(table.weight, std=std)
 
     def forward(self, ids):
         embeddings, encoder = self.text_model["embeddings"], self.text_model["encoder"]
