@@ -74,7 +74,8 @@ class MicroCinema:
         tokenizer = Tokenizer.load(merges or (path if path.is_dir() else path.parent))
         schedule, how = weights.load_schedule(path), {"dtype": dtype, "device": device}
         text_encoder, (vae, scale) = weights.load_text_encoder(path, **how), weights.load_vae(path, **how)
-        unet, (known, width) = weights.load_unet(path, **how), text_encoder.text_model.embeddings.token_embedding.weight.shape
+        unet = weights.load_unet(path, **how)
+        known, width = text_encoder.text_model.embeddings.token_embedding.weight.shape
         if tokenizer.vocab_size != known:
             raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {known}; "
                              "merges.txt is cut short, or another model's")
@@ -209,8 +210,8 @@ def make(args):
         raise ValueError(f"device {args.device}: {str(e).splitlines()[0]}") from None
     cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
     if not cinema.trained:
-        print("no trained video weights (--weights FILE): temporal layers and AppearNet are as they start, without effect; "
-              "expect a key frame, and then frames that are separate pictures of the sentence")
+        print("no trained video weights (--weights FILE): temporal layers and AppearNet are as they start, without "
+              "effect; expect a key frame, and then frames that are separate pictures of the sentence")
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if hasattr(args, field.name)}
     s = cinema.settings(**changes)
     if s.frames % 2 == 0:

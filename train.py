@@ -209,8 +209,8 @@ def schedule_for_eq_5(args):
     """The noise schedule, on the device. Eq. 5 trains eps: ValueError if the model was trained to tell v."""
     schedule = weights.load_schedule(args.out)
     if schedule.prediction_type != "epsilon":
-        raise ValueError(f"{args.out}: a v-prediction model; Eq. 5 trains a network that predicts eps, so start from one "
-                         "that does (SD2.1-base, not the 768-pixel SD2.1)")
+        raise ValueError(f"{args.out}: a v-prediction model; Eq. 5 trains a network that predicts eps, so start from "
+                         "one that does (SD2.1-base, not the 768-pixel SD2.1)")
     schedule.alpha_bar = schedule.alpha_bar.to(args.device)
     return schedule
 

@@ -2,7 +2,7 @@
 
     python weights.py PATH      the map: each tensor of a model, its shape, and the class it goes to, by file and line
 
-A model is a folder, laid out like SD2.1's published one; `video/` is ours and holds the U-Net grown to 3D with AppearNet:
+A model is a folder, laid out like SD2.1's; `video/` is ours and holds the U-Net grown to 3D with AppearNet:
 
     unet/  vae/  video/            config.json, diffusion_pytorch_model[.fp16].safetensors
     text_encoder/                  config.json, model[.fp16].safetensors
@@ -109,6 +109,15 @@ def rename(name, rules):
     return name
 
 
+
+def own_names(header):
+    """The one rule that a file of ours needs: what its stage trained goes to that part. None if it is not ours."""
+    if any(name.startswith("text_encoder.text_model.") for name in header):              # stage image: two parts
+        return [(re.compile(r"^(unet|text_encoder)\."), r"\1/")]
+    ours = {"unet.conv_in.weight": "video/", "encoder.conv_in.weight": "vae/"}
+    return next(([(re.compile("^"), part)] for name, part in ours.items() if name in header), None)
+
+
 FAMILIES = [("an AnimateDiff motion module", r"motion_modules\."),
             ("a ControlNet", r"controlnet_|control_model\.|zero_convs\."),
             ("SDXL", r"conditioner\.|add_embedding\.|label_emb\."),
@@ -192,8 +201,7 @@ def locate(path, parts=tuple(PARTS)):
         header = read_header(path)
         if any(name.startswith("ema.") for name in header):
             header = {name[4:]: stored for name, stored in header.items() if name.startswith("ema.")}
-        names = {(f"video/{name}" if "unet.conv_in.weight" in header else rename(name, RENAME)): stored
-                 for name, stored in header.items()}
+        names = {rename(name, own_names(header) or RENAME): stored for name, stored in header.items()}
     located = defaultdict(dict)
     for name, stored in names.items():
         if NOT_NEEDED.fullmatch(name) or NOT_NEEDED.fullmatch(stored.name):
@@ -256,7 +264,7 @@ UNUSED = {"sample_size", "up_block_types", "down_block_types",               # t
           "architectures", "model_type", "projection_dim", "torch_dtype", "dtype", "transformers_version",
           "initializer_factor", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "scaling_factor",
           "sampling", "skip_prk_steps", "clip_sample_range", "timestep_spacing",
-          "upcast_attention", "force_upcast"}      # attention weighs in float32 here whatever the dtype (PyTorch's SDPA)
+          "upcast_attention", "force_upcast"}      # PyTorch's attention weighs in float32, whatever the dtype
 
 
 def read_json(path):
@@ -295,13 +303,13 @@ def arguments(model_class, config, where):
 
 
 def read_config(path, part):
-    """(config.json of a part, where it is from). A single file has none and is of SD2.1's size, our defaults; but what
-    --weights names may have the config.json that it was saved with beside it."""
+    """(config.json of a part, where it is from). A file may lie in a model folder, as SD2.1's and our checkpoints do,
+    or beside the config.json that it was saved with; if not, it is of SD2.1's size, our defaults."""
     path = Path(path)
     if path.is_dir():
         return read_json(path / part / "config.json"), path / part / "config.json"
-    beside = path.parent / "config.json"
-    return (read_json(beside), beside) if part == "video" and beside.is_file() else ({}, path)
+    beside = [path.parent / part / "config.json", *([path.parent / "config.json"] if part == "video" else [])]
+    return next(((read_json(file), file) for file in beside if file.is_file()), ({}, path))
 
 
 # ------------------------------------------------------------------------------------------------------- whole models
@@ -325,7 +333,10 @@ def load(path, part, dtype=torch.float32, device="cpu"):
     found = locate(path, [part]).get(part)
     if not found:
         raise ValueError(f"{path}: holds no {part}; the file looks like {family(read_header(path))}")
-    model = build(path, part)
+    try:
+        model = build(path, part)
+    except ValueError as e:
+        raise ValueError(f"{e}; the file looks like {family(found)}") from None
     check(model, found, find_weights(path / part) if path.is_dir() else path)
     model = model.to(dtype).to_empty(device=device).eval()
     fill(model.state_dict(), found)
@@ -425,7 +436,7 @@ def print_map(path):
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    parser = argparse.ArgumentParser(description="Print the map of a checkpoint: each tensor, and the class it goes to.")
+    parser = argparse.ArgumentParser(description="Print the map of a checkpoint: each tensor, and its class.")
     parser.add_argument("path", type=Path, help="a model folder, SD2.1's single file, or a checkpoint of train.py")
     try:
         print_map(parser.parse_args(argv).path)

@@ -47,7 +47,7 @@ def main():
     text, t = torch.randn(1, 77, 1024).to(dtype), torch.tensor([981])
     frames = torch.cat([unet(z_t[:, :, i:i + 1], t, text) for i in range(3)], dim=2).float()
     error = (video(z_t, t, condition, text).float() - frames).abs().max() / frames.abs().max()
-    print(f"law 1, fresh video model against the image model on 3 frames: largest difference {error:.1e} of the largest value")
+    print(f"law 1, video model against image model on 3 frames: largest difference {error:.1e} of the largest value")
 
 
 if __name__ == "__main__":

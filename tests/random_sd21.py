@@ -3,8 +3,8 @@
     python tests/random_sd21.py FOLDER [--dtype float16]    -> FOLDER/, laid out as published: 5.2 GB in float32
     python tests/random_sd21.py FILE.safetensors            -> the same weights as the single file, 5.2 GB, float32
 
-Both are the same model: a tensor's numbers follow from its name. They are scaled so that signals keep their size through
-the network. Pictures made with it are noise. Of the tokenizer's merges, only those are real that the golden prompts need.
+Both are the same model: a tensor's numbers follow from its name. They are scaled so that signals keep their size on the
+way. Pictures made with it are noise. Of the tokenizer's merges, only those are real that the golden prompts need.
 """
 
 import argparse
@@ -29,8 +29,8 @@ CONFIG = {
         "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": [5, 10, 20, 20],
         "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 1024,
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1,
-        "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
-        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "num_class_embeds": None,
+        "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4,
+        "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "num_class_embeds": None,
         "only_cross_attention": False, "out_channels": 4, "sample_size": 64,
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "use_linear_projection": True},
     "vae": {

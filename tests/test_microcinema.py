@@ -152,7 +152,7 @@ def untrained(folder):
 
 
 def test_without_video_weights_each_frame_is_the_image_model(tmp_path, capsys):
-    """Law 1, through the command: fresh temporal layers do nothing, and a line says so. --weights brings trained ones."""
+    """Law 1, through the command: fresh temporal layers do nothing, and a line says so. --weights has trained ones."""
     folder, how = untrained(tmp_path / "sd"), ["--steps", "2", "--frames", "3", "--size", "128", "--guidance", "3"]
     assert main([PROMPT, "--model", str(folder), "--out", str(tmp_path / "fresh"), *how]) == 0
     assert "no trained video weights" in capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_without_video_weights_each_frame_is_the_image_model(tmp_path, capsys):
     with torch.inference_mode():
         frames = [cinema.unet(noises[:, :, i:i + 1], t, text) for i in range(3)]
         clip = cinema.video(noises, t, noises[:, :, :1], text)
-    assert_close(clip, torch.cat(frames, dim=2), atol=1e-5, rtol=1e-4)       # breaks if grow leaves a layer as it was made
+    assert_close(clip, torch.cat(frames, dim=2), atol=1e-5, rtol=1e-4)       # breaks if grow leaves a layer as made
 
 
 def test_merges_can_lie_elsewhere(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_merges_can_lie_elsewhere(tmp_path, capsys):
 
 
 def test_a_v_prediction_model_can_be_sampled():
-    """A network that tells v is the same network as one that tells eps = sqrt(ab) v + sqrt(1 - ab) z_t: the same video."""
+    """A network that tells v is the same network as one that tells eps = sqrt(ab) v + sqrt(1 - ab) z_t: same video."""
     schedule = NoiseSchedule(prediction_type="v_prediction")
 
     def tells_v(unet):
@@ -199,7 +199,7 @@ def test_a_v_prediction_model_can_be_sampled():
 
 @pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 0.08), (torch.float16, 0.02)])
 def test_half_precision_draws_the_same_picture(dtype, most):
-    """Networks in 16 bits, the way from noise to picture in 32: how far is a key frame from float32's, of a range of 2?"""
+    """Networks in 16 bits, the way from noise to picture in 32: how far is a key frame from float32's, of [-1, 1]?"""
     key = TOY.key_frame([PROMPT], [1], steps=4)
     half = MicroCinema.load(ROOT / "toy", dtype=dtype).key_frame([PROMPT], [1], steps=4)
     assert half.dtype == torch.float32

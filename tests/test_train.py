@@ -52,7 +52,7 @@ def test_weighting_v_is_the_error_of_v():
     z_t = ab ** 0.5 * z_0 + (1 - ab) ** 0.5 * eps
     wrong_z_0 = (z_t - (1 - ab) ** 0.5 * wrong) / ab ** 0.5
     v, wrong_v = (ab ** 0.5 * e - (1 - ab) ** 0.5 * z for e, z in ((eps, z_0), (wrong, wrong_z_0)))
-    assert_close(pays.double(), (v - wrong_v).pow(2).mean(), rtol=1e-5, atol=0)         # breaks with 1 / (1 - alpha_bar)
+    assert_close(pays.double(), (v - wrong_v).pow(2).mean(), rtol=1e-5, atol=0)     # breaks with 1 / (1 - alpha_bar)
 
 
 def test_every_parameter_is_in_one_group_and_the_ratio_is_ten(capsys):
@@ -113,6 +113,7 @@ def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         assert whole.keys() == halves.keys() and len(whole) > 20
         for key, tensor in whole.items():                                    # breaks if the data starts again from 0
             assert torch.equal(tensor, halves[key]), (stage, key)
+        assert weights.main([str(tmp_path / "whole" / name)]) == 0           # the map can be drawn of it, too
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {"frames": 3, "lam": 0.03}

@@ -136,7 +136,7 @@ def test_the_toy_model_is_whole_and_within_its_size():
 # ---- SD2.1's names ----
 
 def test_the_rename_table_is_the_published_map():
-    """1228 tensors of the single file, one by one: where does the table send them, where the converters of diffusers?"""
+    """1228 tensors of the single file, one by one: where does the table send them, where diffusers' converters?"""
     for name, target in LDM_MAP.items():
         ours = weights.rename(weights.rename(name, weights.RENAME), weights.RENAME_OLD)
         if isinstance(target, list):                                         # fused query, key and value
@@ -183,7 +183,7 @@ def golden_single_file(path):
 
 
 def test_the_single_file_holds_the_same_numbers(tmp_path):
-    """Written in the one layout, read for the other: which number changed place? Fused rows, 1x1 convolutions, levels."""
+    """Written in the one layout, read for the other: which number moved? Fused rows, 1x1 convolutions, levels."""
     parts = golden_single_file(tmp_path / "v2-1.safetensors")
     located = weights.locate(tmp_path / "v2-1.safetensors")
     for part, stored in parts.items():
@@ -229,16 +229,36 @@ def test_a_file_says_what_family_it_is_of():
 def test_an_sd1_file_is_refused_by_name(tmp_path):
     """SD1 has its text encoder elsewhere and a width of 768: the line says SD1, not just that a tensor is odd."""
     file = tmp_path / "v1-5.safetensors"
-    save_file({"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.zeros(768),
-               "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768)}, file)
+    to_k = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    text = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    save_file({text: torch.zeros(768), to_k: torch.zeros(320, 768)}, file)
     with pytest.raises(ValueError, match="looks like SD1"):
         weights.load_unet(file)
+
+
+def test_an_sd1_folder_is_refused_by_name(tmp_path):
+    """Its config counts heads by one number and its projections are convolutions: which family is it, says the line."""
+    weights.write_json({"cross_attention_dim": 768, "attention_head_dim": 8}, tmp_path / "unet" / "config.json")
+    to_k = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    save_file({to_k: torch.zeros(320, 768)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="looks like SD1") as e:
+        weights.load_unet(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_the_single_file_tells_its_prediction_by_its_name_or_a_schedule_beside_it(tmp_path):
+    """Both SD2.1 files hold the same tensors; 768 in the name means v. A schedule that lies beside it is believed."""
+    for name, prediction in (("v2-1_512-ema-pruned", "epsilon"), ("v2-1_768-ema-pruned", "v_prediction")):
+        (tmp_path / f"{name}.safetensors").touch()
+        assert weights.load_schedule(tmp_path / f"{name}.safetensors").prediction_type == prediction
+    weights.write_json({"prediction_type": "v_prediction"}, tmp_path / "scheduler" / "scheduler_config.json")
+    assert weights.load_schedule(tmp_path / "v2-1_512-ema-pruned.safetensors").prediction_type == "v_prediction"
 
 
 # ---- the map ----
 
 def test_the_map_shows_every_tensor_and_the_line_of_its_class(capsys):
-    """`python weights.py toy`: each tensor once, what the paper adds apart, and each file:line is where the class is."""
+    """`python weights.py toy`: each tensor once, what the paper adds apart, and each file:line holds the class."""
     assert weights.main([str(ROOT / "toy")]) == 0
     said = capsys.readouterr().out
     rows = re.findall(r"^  (\S+) +\[.*\] +F16 +(\w+) +(\w+\.py):(\d+)$", said, re.M)
@@ -352,7 +372,8 @@ DAMAGE = {
     "negative offset": edit_entry("data_offsets", lambda ends: [-8, ends[1]]),
     "offset behind the end": edit_entry("data_offsets", lambda ends: [ends[0], 10**12]),
     "offsets are words": edit_entry("data_offsets", ["a", "b"]),
-    "shape without its bytes": edit_entry("shape", [64, 4, 3, 4]), "a negative size": edit_entry("shape", [-64, 4, 3, 3]),
+    "shape without its bytes": edit_entry("shape", [64, 4, 3, 4]),
+    "a negative size": edit_entry("shape", [-64, 4, 3, 3]),
     "unknown dtype": edit_entry("dtype", "F99"), "integers": edit_entry("dtype", "I16"),
     "dtype of another size": edit_entry("dtype", "F32"), "transposed": edit_entry("shape", [4, 64, 3, 3]),
     "flat": edit_entry("shape", [64 * 4 * 9]),
@@ -370,7 +391,8 @@ DAMAGE = {
     "only a .bin": lambda file: file.rename(file.with_suffix(".bin")),
     "no folder": lambda file: shutil.rmtree(file.parent),
     "no config": other_file("unet/config.json"), "half a config": other_file("unet/config.json", b'{"in_channels": 4'),
-    "config is a list": other_file("unet/config.json", b"[]"), "config is no text": other_file("unet/config.json", b"\xff"),
+    "config is a list": other_file("unet/config.json", b"[]"),
+    "config is no text": other_file("unet/config.json", b"\xff"),
     "config of SD1": config(use_linear_projection=False), "another width": config(block_out_channels=[64, 72, 96]),
     "impossible groups": config(norm_num_groups=7), "width is a word": config(block_out_channels=["wide", 72, 80]),
     "two families": other_family, "no merges": other_file("tokenizer/merges.txt"),
@@ -383,7 +405,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damage_gives_one_line_and_exit_2(how, tmp_path, capsys):
-    """Something happened to the U-Net's file, or to one beside it. What does a person read? One line: where and what."""
+    """Something happened to the U-Net's file, or to one beside it. What does a person read? One line, with the place."""
     model = tmp_path / "model"
     shutil.copytree(ROOT / "toy", model, copy_function=os.symlink)           # no bytes copied; what changes is replaced
     for file in (model / "unet").iterdir():
