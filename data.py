@@ -16,7 +16,7 @@ Places and sizes are fractions of the picture, x to the right and y down; angles
 
     python data.py --out toyset.png --seed 0            # a contact sheet of the set: one clip a row, its caption below
 """
-import argparse, math, os, re, shutil, subprocess, sys, warnings
+import argparse, math, os, re, shutil, subprocess, sys, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,11 +300,14 @@ def frame_times(n=9, fps=2.0):
 
 
 class ToySet(torch.utils.data.Dataset):
-    """Item i is the same clip whenever and wherever it is drawn. frames=1 gives key frames, for the image model."""
+    """Item i is the same clip whenever and wherever it is drawn. frames=1 gives key frames, for the image model.
 
-    def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False):
-        self.times = frame_times(frames, fps)
-        self.count, self.size, self.seed, self.held_out = count, size, seed, held_out
+    windows: frame rates; if any are named, item i is a window at one of them, anywhere in the 4 s, and not at `fps`.
+    """
+
+    def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
+        self.count, self.frames, self.fps, self.size, self.seed = count, frames, fps, size, seed
+        self.held_out, self.windows = held_out, windows
 
     def __len__(self):
         return self.count
@@ -312,11 +315,19 @@ class ToySet(torch.utils.data.Dataset):
     def scene(self, i):
         return sample_scene([self.seed, i], self.held_out)
 
+    def times(self, i):
+        """The seconds of its frames."""
+        if not self.windows:
+            return frame_times(self.frames, self.fps)
+        fps = self.windows[i % len(self.windows)]
+        start = np.random.default_rng([self.seed, i, 2]).uniform(0, SECONDS - (self.frames - 1) / fps)
+        return start + np.arange(self.frames) / fps
+
     def __getitem__(self, i):
         if not 0 <= i < self.count:
             raise IndexError(i)
         scene, wording = self.scene(i), np.random.default_rng([self.seed, i, 1]).integers(WORDINGS)
-        frames = torch.from_numpy(render(scene, self.times, self.size))             # [n, H, W, 3]
+        frames = torch.from_numpy(render(scene, self.times(i), self.size))          # [n, H, W, 3]
         return {"frames": frames.permute(3, 0, 1, 2).contiguous(), "caption": scene.caption(wording)}
 
 
@@ -427,54 +438,73 @@ def _beside(path):
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def _save_gif(part, pictures, **how):
+def _save_gif(part, frames, how):
     """One palette for the whole clip, chosen from all its frames, so that nothing flickers that does not move."""
-    w, h = pictures[0].size
-    every = Image.new("RGB", (w, h * len(pictures)))
-    for i, picture in enumerate(pictures):
-        every.paste(picture, (0, i * h))
+    small = frames[:, ::max(1, frames.shape[1] // 128), ::max(1, frames.shape[2] // 128)]
+    every = Image.fromarray(np.ascontiguousarray(small.reshape(-1, *small.shape[2:])))         # one below the other
     palette = every.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-    first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    first, *rest = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     first.save(part, append_images=rest, **how)
 
 
-def _save_mp4(part, frames, fps):
-    n, h, w, _ = frames.shape
+def _save_mp4(part, spool, shape, fps):
+    _, h, w, _ = shape
     command = ["ffmpeg", "-y", "-loglevel", "error",
                "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", str(fps), "-i", "-",
                "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", str(part)]     # it takes even sizes only
-    done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+    spool.seek(0)
+    done = subprocess.run(command, stdin=spool, capture_output=True)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise OSError(f"ffmpeg failed: {said[-1] if said else f'exit code {done.returncode}'}")
 
 
-def write_video(frames, path, fps=2.0):
-    """Write uint8 [3, n, H, W] to path, in the format of its ending (ENDINGS), looping forever; returns path.
+def _spooled(frames, spool):
+    """Writes frames, each uint8 [3, H, W], to an open file, one at a time: uint8 [n, H, W, 3], in the file."""
+    n, shape = 0, None
+    for frame in frames:
+        if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or (shape or frame.shape) != frame.shape:
+            raise ValueError(f"frames of a video are uint8 [3, H, W], all alike, not {frame.dtype} {list(frame.shape)}")
+        shape = frame.shape
+        spool.write(frame.cpu().permute(1, 2, 0).contiguous().numpy().tobytes())
+        n += 1
+    if not n or 0 in shape:
+        raise ValueError("a video has a frame at least, and a frame a pixel")
+    spool.flush()
+    return np.memmap(spool, np.uint8, "r", shape=(n, *shape[1:], 3))
 
-    The file is written beside its place and renamed, so path never holds half a video. (In a GIF or WebP, frames that
-    do not differ are stored as one that lasts longer.)
+
+def write_video(frames, path, fps=2.0):
+    """Write uint8 [3, n, H, W], or an iterator of n frames [3, H, W], to path, in the format of its ending (ENDINGS),
+    looping forever; returns path.
+
+    Frames wait on disk, in a file without a name, so that no two need be in memory; the file at `path` is written beside
+    its place and renamed, so it never holds half a video. (In a GIF or WebP, frames that do not differ are stored as
+    one that lasts longer; Pillow holds the pictures of GIF, WebP and APNG in memory while it saves them.)
     """
     path = Path(path)
     check_output(path)
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[0] != 3 or not frames.numel() or not fps > 0:
-        raise ValueError(f"a video is uint8 [3, n, H, W] at fps > 0, not {frames.dtype} {list(frames.shape)} at {fps}")
-    frames = frames.cpu().permute(1, 2, 3, 0).contiguous().numpy()       # [n, H, W, 3]
-    pictures = [Image.fromarray(frame) for frame in frames]
-    ends = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]             # GIF counts hundredths of a second;
-    how = dict(save_all=True, loop=0, duration=[b - a for a, b in zip(ends, ends[1:])])    # rounding must not add up
-    with _beside(path) as part:
-        kind = path.suffix.lower()
+    if torch.is_tensor(frames):
+        if frames.ndim != 4:
+            raise ValueError(f"a video is uint8 [3, n, H, W], not {frames.dtype} {list(frames.shape)}")
+        frames = frames.unbind(1)
+    if not fps > 0:
+        raise ValueError(f"{fps} frames a second: want more than 0")
+    with tempfile.TemporaryFile(dir=path.parent) as spool, _beside(path) as part:
+        frames = _spooled(frames, spool)                                           # [n, H, W, 3]
+        ends = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]         # GIF counts hundredths of a second;
+        how = dict(save_all=True, loop=0, duration=[b - a for a, b in zip(ends, ends[1:])])    # rounding must not add up
+        pictures, kind = (Image.fromarray(frame) for frame in frames), path.suffix.lower()
         if kind == ".gif":
-            _save_gif(part, pictures, **how)
+            _save_gif(part, frames, how)
         elif kind == ".webp":
-            pictures[0].save(part, append_images=pictures[1:], quality=92, **how)
+            next(pictures).save(part, append_images=list(pictures), quality=92, **how)
         elif kind == ".apng":
-            pictures[0].save(part, "PNG", append_images=pictures[1:], **how)
+            next(pictures).save(part, "PNG", append_images=list(pictures), **how)
         elif kind == ".png":
             contact_sheet(frames).save(part)
         elif kind == ".mp4":
-            _save_mp4(part, frames, fps)
+            _save_mp4(part, spool, frames.shape, fps)
         else:
             part.mkdir()
             for i, picture in enumerate(pictures):

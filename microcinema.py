@@ -3,17 +3,21 @@
     python microcinema.py "a red circle moving left"                     -> a-red-circle-moving-left.gif
     python microcinema.py "a red circle moving left" --image photo.jpg   animates a picture of yours
     python microcinema.py "..." --seed 7 --steps 20 --out video.webp     .gif .webp .apng .png (sheet) .mp4 or folder
+    python microcinema.py "..." --fps 32 --upscale 4 --out video.mp4     129 frames, four times as large
+    python microcinema.py "..." --between first.png last.png --fps 8     what may lie between two pictures of yours
 
-here  MicroCinema: load, key_frame (stage one), animate (stage two); Sampling, its settings; VideoModel (appearnet.py)
+here  MicroCinema: load, key_frame (stage one), animate (stage two), interpolate (stage three), upscale; Sampling, its
+      settings; between, the condition of stage three; VideoModel (appearnet.py)
 
 Divide and conquer: any text-to-image model, here the U-Net before it was grown to 3D, draws the key frame; the video
-model moves it. Everything is latent: pictures [b, 3, H, W] in [-1, 1] are z [b, 4, H/8, W/8], and videos add n frames.
+model moves it; the same network with other weights sets frames between, once or twice; any upscaler makes them large. Everything is latent: pictures [b, 3, H, W] in [-1, 1] are z [b, 4, H/8, W/8], and videos add n frames.
 
 ours  The key frame is number n // 2, the centre of an odd n, and is drawn anew with the others, not copied in. Guidance
       7.5 and 50 steps are SD2.1's habits; the paper is silent. A model folder may bring its own, in video/config.json.
 """
 
 import argparse
+import itertools
 import random
 import re
 import sys
@@ -28,6 +32,7 @@ from appearnet import VideoModel
 from clip import Tokenizer
 from data import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, appearance_noise, guide
+from upscaler import load_upscaler
 
 
 @dataclass(frozen=True)
@@ -52,21 +57,32 @@ def noise(seeds, shape, stage):
     return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators])
 
 
+def between(z_first, z_last, n):
+    """The condition of temporal super-resolution (Sec. 3.1): from one latent to another in n even steps, both included.
+
+    z_first, z_last [b, 4, h, w] -> z_bar [b, 4, n, h, w], z_bar^i = (1 - i / (n - 1)) z_first + i / (n - 1) z_last.
+    """
+    share = torch.linspace(0, 1, n, device=z_first.device, dtype=z_first.dtype).view(n, 1, 1)
+    return (1 - share) * z_first[:, :, None] + share * z_last[:, :, None]
+
+
 class MicroCinema:
     """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
 
     def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling(),
-                 trained=True):
+                 trained=True, tsr=None, tsr_sampling=Sampling(frames=5)):
         self.tokenizer, self.text_encoder, self.vae, self.scale = tokenizer, text_encoder, vae, scale
         self.unet, self.video, self.schedule, self.sampling, self.trained = unet, video, schedule, sampling, trained
+        self.tsr, self.tsr_sampling = tsr, tsr_sampling
 
     @classmethod
     def load(cls, path="toy", device="cpu", dtype=torch.float32, video=None, merges=None):
         """Reads a model folder or SD2.1's single file (weights.py): `path`.
 
         video: a file with the weights of a trained video model; without, those in the folder's video/, and if there are
-        none either, the image model grown to 3D as it is (`trained` is False then). merges: merges.txt, if it does not
-        lie in the folder, or beside the file. ValueError or OSError, in one line, if a part is missing or broken.
+        none either, the image model grown to 3D as it is (`trained` is False then), between frames as well. merges:
+        merges.txt, if it does not lie in the folder, or beside the file. ValueError or OSError, in one line, if a part
+        is missing or broken.
         """
         path = Path(path)
         if not path.exists():
@@ -82,19 +98,26 @@ class MicroCinema:
         if width != unet.common["text_dim"]:
             raise ValueError(f"{path}: the text encoder's vectors are {width} wide, the U-Net reads "
                              f"{unet.common['text_dim']}; they are of different families")
+        parts = dict(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scale=scale, unet=unet, schedule=schedule)
+
+        def settings(source, part):
+            config, where = weights.read_config(source, part)
+            return Sampling(**weights.arguments(Sampling, config.get("sampling", {}), where))
+
         source = video or (path if (path / "video").is_dir() else None)
         if source:
-            config, where = weights.read_config(source, "video")
-            sampling = Sampling(**weights.arguments(Sampling, config.get("sampling", {}), where))
-            model = weights.load_video(source, **how)
+            parts |= {"video": weights.load_video(source, **how), "sampling": settings(source, "video")}
         else:
             config, where = weights.read_config(path, "unet")
-            sampling, model = Sampling(), VideoModel.grow(unet, **weights.arguments(VideoModel, config, where)).eval()
-        return cls(tokenizer, text_encoder, vae, scale, unet, model, schedule, sampling, trained=bool(source))
+            model = VideoModel.grow(unet, **weights.arguments(VideoModel, config, where)).eval()
+            parts |= {"video": model, "tsr": model, "trained": False}
+        if (path / "tsr").is_dir():
+            parts |= {"tsr": weights.load_tsr(path, **how), "tsr_sampling": settings(path, "tsr")}
+        return cls(**parts)
 
-    def settings(self, **changes):
-        """The model's Sampling with these changes. ValueError for what cannot be sampled."""
-        s = replace(self.sampling, **{key: value for key, value in changes.items() if value is not None})
+    def settings(self, sampling=None, **changes):
+        """The model's Sampling (or another) with these changes. ValueError for what cannot be sampled."""
+        s = replace(sampling or self.sampling, **{key: value for key, value in changes.items() if value is not None})
         multiple = self.vae.factor * 2 ** (len(self.unet.down_blocks) - 1)
         if s.size < multiple or s.size % multiple:
             raise ValueError(f"size {s.size}: want a multiple of {multiple} pixels (autoencoder x U-Net levels)")
@@ -117,11 +140,12 @@ class MicroCinema:
         like = next(self.vae.parameters())
         return (self.vae.encode(pictures.to(like))[0].float() * self.scale)[:, :, None]
 
-    def decode(self, z):
-        """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], clip by clip."""
+    def decode(self, z, batch=9):
+        """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], `batch` frames at a time: here pictures are large."""
         like = next(self.vae.parameters())
-        clips = [self.vae.decode((clip.transpose(0, 1) / self.scale).to(like)).transpose(0, 1) for clip in z]
-        return torch.stack(clips).float().clamp(-1, 1)
+        frames = (z / self.scale).transpose(1, 2).flatten(0, 1).to(like)     # [(b n), 4, h, w]
+        frames = torch.cat([self.vae.decode(some).float().clamp(-1, 1) for some in frames.split(batch)])
+        return frames.unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def sample(self, model, z_T, text, empty, s, more_noise, shift, name):
         """Solves from z_T to z_0 with guidance and a progress bar: in float32, whatever the dtype of the network."""
@@ -143,26 +167,102 @@ class MicroCinema:
         fresh = lambda: draw().to(text.device)
         return self.decode(self.sample(self.unet, fresh(), text, empty, s, fresh, 0.0, "key frame"))[:, :, 0]
 
+    def sample_video(self, model, condition, text, empty, s, seeds, stage, name):
+        """Latents z_0 of clips of s.frames frames, by `model`, f_theta with this condition [b, 4, 1 or n, h, w]."""
+        draw = noise(seeds, (4, s.frames, *condition.shape[3:]), stage)
+        fresh = lambda: draw().to(text.device)
+
+        def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
+            return model(z_t, t, condition.to(z_t.dtype).repeat(len(z_t) // len(condition), 1, 1, 1, 1), text)
+
+        z_T = appearance_noise(fresh(), condition, s.lam + s.gamma)          # Sec. 4.2.2
+        return self.sample(f_theta, z_T, text, empty, s, fresh, s.lam * condition, name)
+
     @torch.inference_mode()
+    def animate_latents(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
+        """`animate` without the last step: latents [b, 4, n, h, w]."""
+        s = self.settings(**changes | {"size": key_frames.shape[-1]})
+        text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
+        if appearance:
+            return self.sample_video(self.video, self.encode(key_frames), text, empty, s, seeds, "video", "video")
+        alone = lambda z_t, t, z_c, text: self.video.unet(z_t, t, text)
+        nothing = torch.zeros_like(self.encode(key_frames))
+        return self.sample_video(alone, nothing, text, empty, s, seeds, "video", "video without z_c")
+
     def animate(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
         """Stage two (Sec. 3.1): videos [b, 3, n, H, W] in [-1, 1] around key frames [b, 3, H, W].
 
         `changes`: see Sampling; size is the pictures' own. appearance=False is for comparison: neither AppearNet nor
         noise prior, the 3D U-Net alone with the text.
         """
-        s = self.settings(**changes | {"size": key_frames.shape[-1]})
-        text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
-        z_c = self.encode(key_frames)
-        draw = noise(seeds, (4, s.frames, *z_c.shape[3:]), "video")
-        fresh = lambda: draw().to(text.device)
+        return self.decode(self.animate_latents(prompts, key_frames, seeds, appearance, **changes))
 
-        def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
-            return self.video(z_t, t, z_c.to(z_t.dtype).repeat(len(z_t) // len(z_c), 1, 1, 1, 1), text)
+    @torch.inference_mode()
+    def interpolate_latents(self, z, prompts, seeds=(0,), pairs=8, stage=1, **changes):
+        """One round of temporal super-resolution (Sec. 3.1): z [b, 4, n, h, w] -> [b, 4, 4 (n - 1) + 1, h, w].
 
-        if not appearance:
-            return self.decode(self.sample(self.video.unet, fresh(), text, empty, s, fresh, 0.0, "video without z_c"))
-        z_T = appearance_noise(fresh(), z_c, s.lam + s.gamma)                # Sec. 4.2.2
-        return self.decode(self.sample(f_theta, z_T, text, empty, s, fresh, s.lam * z_c, "video"))
+        Three frames are set between every two neighbours, which stay as they are, so that seams meet. All pairs are
+        independent; `pairs` of them are computed at once, which bounds the memory and changes nothing else. `stage`
+        numbers the round, for its noise.
+        """
+        if self.tsr is None:
+            raise ValueError("the model has no temporal super-resolution: its folder lacks tsr/")
+        if z.shape[2] < 2:
+            raise ValueError(f"{z.shape[2]} frame: want 2 or more to set frames between")
+        m, size = z.shape[2] - 1, z.shape[-1] * self.vae.factor              # m pairs in a clip
+        s = self.settings(self.tsr_sampling, **changes | {"size": size, "frames": 5})
+        first, last = (x.transpose(1, 2).flatten(0, 1) for x in (z[:, :, :-1], z[:, :, 1:]))         # [(b m), 4, h, w]
+        text, empty = (self.encode_text(words).repeat_interleave(m, dim=0) for words in (prompts, [""] * len(prompts)))
+        seeds = [f"{seed}, pair {k}" for seed in seeds for k in range(m)]
+        clips = []
+        for i in range(0, len(first), pairs):
+            rows = slice(i, i + pairs)
+            name = f"round {stage}, pairs {i + 1}-{min(i + pairs, len(first))} of {len(first)}"
+            z_bar = between(first[rows], last[rows], s.frames)
+            clip = self.sample_video(self.tsr, z_bar, text[rows], empty[rows], s, seeds[rows], f"round {stage}", name)
+            clip[:, :, 0] = first[rows]                                      # the given frame, and the new behind it
+            clips.append(clip[:, :, :-1])
+        clips = torch.cat(clips).unflatten(0, (-1, m)).transpose(1, 2).flatten(2, 3)     # [b, 4, (m 4), h, w]
+        return torch.cat([clips, z[:, :, -1:]], dim=2)
+
+    @torch.inference_mode()
+    def interpolate(self, frames, prompts, seeds=(0,), rounds=1, pairs=8, **changes):
+        """Temporal super-resolution (Sec. 3.1) of pictures: [b, 3, n, H, W] -> [b, 3, 4^rounds (n - 1) + 1, H, W].
+
+        The given frames come back untouched; each of them is encoded once, each new one decoded once.
+        """
+        z = torch.cat([self.encode(frame) for frame in frames.unbind(2)], dim=2)
+        for stage in range(1, rounds + 1):
+            z = self.interpolate_latents(z, prompts, seeds, pairs, stage, **changes)
+        stride = 4 ** rounds
+        new = [i for i in range(z.shape[2]) if i % stride]
+        video = torch.empty(*z.shape[:1], 3, z.shape[2], *frames.shape[3:], device=z.device)
+        video[:, :, new] = self.decode(z[:, :, new])
+        video[:, :, ::stride] = frames.to(video)
+        return video
+
+
+    def frames(self, z, given=None, stride=1, batch=9):
+        """The frames [3, H, W] in [-1, 1] of one clip's latents z [4, n, h, w], one by one, each decoded once.
+
+        `given` [3, m, H, W] are pictures for every stride-th frame, which are not decoded at all.
+        """
+        n = z.shape[1]
+        for i in range(0, n, batch):
+            here = range(i, min(i + batch, n))
+            new = [k for k in here if given is None or k % stride]
+            decoded = dict(zip(new, self.decode(z[None, :, new])[0].unbind(1))) if new else {}
+            yield from (decoded[k] if k in decoded else given[:, k // stride] for k in here)
+
+    @staticmethod
+    def upscale(frames, upscaler, batch=4):
+        """Frames [3, H, W] in [-1, 1], of a list or an iterator, through any function [k, 3, H, W] -> [k, 3, H', W'].
+
+        The paper's last step (Sec. 3.1), off the shelf: see upscaler.load_upscaler. `batch` frames are held at a time.
+        """
+        frames = iter(frames)
+        while some := list(itertools.islice(frames, batch)):
+            yield from upscaler(torch.stack(some))
 
 
 def main(argv=None):
@@ -175,6 +275,11 @@ def main(argv=None):
     add("--weights", type=Path, help="file with a trained video model (default: the model folder's video/)")
     add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     add("--image", type=Path, help="a picture to be the key frame, instead of drawing one; any size, any mode")
+    add("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures of yours")
+    add("--fps", type=float, help="frames a second: as trained (2, default), 4 or 16 times that (8 or 32)")
+    add("--pairs", type=int, default=8, help="pairs of frames between which it sets others at once; bounds the memory")
+    add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), any (Lanczos)")
+    add("--upscaler", default="realesrgan", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
     add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
     add("--steps", type=int, help="denoising steps of each stage (default: the model's, else 50)")
@@ -208,25 +313,59 @@ def make(args):
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device {args.device}: {str(e).splitlines()[0]}") from None
+    if args.image and args.between:
+        raise ValueError("--image and --between: choose one")
+    if args.between and len(args.between) < 2:
+        raise ValueError("--between: want two or more pictures")
+    if args.pairs < 1:
+        raise ValueError(f"--pairs {args.pairs}: want 1 or more")
+    upscale = load_upscaler(args.upscaler, args.upscale, args.device) if args.upscale != 1 else None
     cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
     if not cinema.trained:
         print("no trained video weights (--weights FILE): temporal layers and AppearNet are as they start, without "
               "effect; expect a key frame, and then frames that are separate pictures of the sentence")
-    changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if hasattr(args, field.name)}
+    names = {field.name for field in fields(Sampling)} - {"fps"}
+    changes = {name: getattr(args, name) for name in names if hasattr(args, name)}
     s = cinema.settings(**changes)
-    if s.frames % 2 == 0:
-        print(f"{s.frames} frames have no centre: the key frame is number {s.frames // 2} of 0 to {s.frames - 1}")
+    rounds = rounds_to(args.fps or s.fps * (4 if args.between else 1), s.fps)
+    if rounds and cinema.tsr is None:
+        raise ValueError(f"{args.model}: has no temporal super-resolution (tsr/); leave out --fps and --between")
     if cut := cinema.tokenizer.cut(args.prompt):
         print(f"the prompt is longer than the text encoder reads; cut off: {cut!r}")
-    if args.image:
-        picture, what_was_done = read_picture(args.image, s.size, s.size)
+
+    def read(path):
+        picture, what_was_done = read_picture(path, s.size, s.size)
         print(what_was_done)
-        key_frame = picture[None]
+        return picture[None]
+
+    given = None
+    if args.between:
+        if not rounds:
+            raise ValueError(f"--between at {args.fps:g} fps: nothing to set between; want 4 or 16 times as many")
+        given = torch.stack([read(path)[0] for path in args.between], dim=1)             # [3, m, H, W]
+        z = torch.cat([cinema.encode(picture[None]) for picture in given.unbind(1)], dim=2)
     else:
-        key_frame = cinema.key_frame([args.prompt], [args.seed], **changes)
-    video = cinema.animate([args.prompt], key_frame, [args.seed], **changes)
-    write_video(to_pixels(video[0].cpu()), out, s.fps)
-    print(f"{out}: {s.frames} frames of {s.size}x{s.size} at {s.fps:g} fps, seed {args.seed}")
+        if s.frames % 2 == 0:
+            print(f"{s.frames} frames have no centre: the key frame is number {s.frames // 2} of 0 to {s.frames - 1}")
+        key_frame = read(args.image) if args.image else cinema.key_frame([args.prompt], [args.seed], **changes)
+        z = cinema.animate_latents([args.prompt], key_frame, [args.seed], **changes)
+    for stage in range(1, rounds + 1):
+        z = cinema.interpolate_latents(z, [args.prompt], [args.seed], args.pairs, stage, **changes)
+    frames = cinema.frames(z[0], given, 4 ** rounds)
+    if upscale:
+        frames = cinema.upscale(frames, upscale)
+    n, size, fps = z.shape[2], s.size * args.upscale, s.fps * 4 ** rounds
+    with torch.inference_mode():
+        write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps)
+    print(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}")
+
+
+def rounds_to(fps, base):
+    """How many times four frames for one make `fps` out of `base`. ValueError if not 0, 1 or 2 times."""
+    for rounds in range(3):
+        if fps == base * 4 ** rounds:
+            return rounds
+    raise ValueError(f"{fps:g} fps: want {base:g}, {4 * base:g} or {16 * base:g}")
 
 
 if __name__ == "__main__":

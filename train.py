@@ -1,10 +1,11 @@
 """Training: Sec. 3.3 Eq. 5, Sec. 4.1 "Implementation details".
 
-here  loss (Eq. 5), parameter_groups, and one loop, `fit`, for the three stages of the paper's road in small:
+here  loss (Eq. 5), parameter_groups, and one loop, `fit`, for the four stages of the paper's road in small:
 
     python train.py vae    --like toy --out mine     an autoencoder: pictures to latents of unit variance and back
     python train.py image  --like toy --out mine     an image model and its text encoder on stills: "SD2.1 in small"
     python train.py video  --like toy --out mine     grown to 3D by the code that grows SD2.1, trained by Eq. 5
+    python train.py tsr    --like toy --out mine     temporal super-resolution: the video model, between two frames
 
 --like names a model folder whose config.json files say how large everything is; --out collects the trained parts. Each
 stage reads what the ones before it wrote there. The defaults are the paper's, or SD2.1's where the paper is silent; the
@@ -34,6 +35,7 @@ import weights
 from appearnet import Spade, VideoModel, is_new
 from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from data import ToySet, from_pixels
+from microcinema import between
 from sampler import add_noise, appearance_noise
 from unet3d import Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, UNet3D, Upsample
 from vae import AutoencoderKL
@@ -174,21 +176,21 @@ def compile_blocks(model):
             part.compile(dynamic=False)
 
 
-def clips(args, frames, indices):
+def clips(args, frames, indices, windows=()):
     """Batches of the toy set's clips with these numbers: {"frames": uint8 [b, 3, n, H, W], "caption": [b]}."""
-    toy = ToySet(args.clips, frames=frames, size=args.size, seed=args.seed)
+    toy = ToySet(args.clips, frames=frames, size=args.size, seed=args.seed, windows=windows)
     workers = max(1, (os.cpu_count() or 2) - 1)
     return torch.utils.data.DataLoader(toy, args.batch, sampler=indices, num_workers=workers, prefetch_factor=4)
 
 
 @torch.no_grad()
-def encode_all(vae, scale, tokenizer, args, frames):
+def encode_all(vae, scale, tokenizer, args, frames, windows=()):
     """The toy set once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
 
     The latents are the means of the posterior, multiplied by the scale factor.
     """
     latents, ids = [], []
-    for batch in tqdm(clips(args, frames, range(args.clips)), desc="encoding the toy set", mininterval=2):
+    for batch in tqdm(clips(args, frames, range(args.clips), windows), desc="encoding the toy set", mininterval=2):
         x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
@@ -285,12 +287,8 @@ def train_image(args):
 
 def train_video(args):
     """The image model grown to 3D, with AppearNet and the appearance noise prior, on clips: Eq. 5."""
-    vae, scale = weights.load_vae(args.out)
-    text_encoder = weights.load_text_encoder(args.out).to(args.device)
-    tokenizer = Tokenizer.load(args.out)
     where = (args.start or args.like) / "video" / "config.json"
     config = weights.read_json(where)
-    config["sampling"] = config["sampling"] | {"lam": args.lam}
     for key, value in weights.read_json(args.out / "unet" / "config.json").items():
         if config.get(key, value) != value:
             raise ValueError(f"{where}: {key} is {config[key]}, but {value} in the image model that it grows from")
@@ -298,22 +296,41 @@ def train_video(args):
         model = weights.load_video(args.start)
     else:
         model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
+    n = args.frames
+    train_motion(model, config, args, n, lambda z_0: z_0[:, :, n // 2:n // 2 + 1])       # the centre frame
+
+
+def train_tsr(args):
+    """Temporal super-resolution (Sec. 3.1): the video model, given the first and last of five frames.
+
+    It is used from 2 to 8 fps and from 8 to 32, so it sees windows at 8 and at 32 fps, anywhere in a clip.
+    """
+    start = (args.start, "tsr") if args.start else (args.out, "video")
+    config = weights.read_json(start[0] / start[1] / "config.json")
+    config["sampling"] = {key: value for key, value in config["sampling"].items() if key != "fps"} | {"frames": 5}
+    train_motion(weights.load(*start), config, args, 5, lambda z_0: between(z_0[:, :, 0], z_0[:, :, -1], 5), (8, 32))
+
+
+def train_motion(model, config, args, n, condition_of, windows=()):
+    """Eq. 5 on clips of n frames; condition_of(z_0) -> what AppearNet and the noise prior are given."""
+    config["sampling"] = config["sampling"] | {"lam": args.lam}
+    vae, scale = weights.load_vae(args.out)
+    text_encoder, tokenizer = weights.load_text_encoder(args.out).to(args.device), Tokenizer.load(args.out)
     model.to(args.device).train()
     if args.compile:
         compile_blocks(model)
-    n, schedule = args.frames, schedule_for_eq_5(args)
-    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=n)
+    schedule = schedule_for_eq_5(args)
+    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, n, windows)
     empty = tokenizer([""]).to(args.device)
 
     def loss_of(z_0, text_ids, t, eps_n):
-        z_c = z_0[:, :, n // 2:n // 2 + 1]                                   # the centre frame is the condition
         with torch.no_grad():
             text = text_encoder(text_ids)
-        return loss(model, z_0, z_c, text, t, eps_n, schedule, args.lam, args.weighting)
+        return loss(model, z_0, condition_of(z_0), text, t, eps_n, schedule, args.lam, args.weighting)
 
     fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
         parameter_groups(model, args.lr_temporal, args.lr_spatial),
-        lambda tensors: weights.save(tensors, config, args.out / "video"), args)
+        lambda tensors: weights.save(tensors, config, args.out / args.stage), args)
 
 
 def draw_batch(z, ids, empty, schedule, generator, args):
@@ -327,8 +344,8 @@ def draw_batch(z, ids, empty, schedule, generator, args):
     return z_0, text_ids, t, random(z_0.shape, torch.randn)
 
 
-STAGES = {"vae": train_vae, "image": train_image, "video": train_video}
-PARTS = {"vae": "vae", "image": "unet", "video": "video"}                    # the folder that tells a stage was trained
+STAGES = {"vae": train_vae, "image": train_image, "video": train_video, "tsr": train_tsr}
+PARTS = {"vae": "vae", "image": "unet", "video": "video", "tsr": "tsr"}      # the folder that tells a stage was trained
 
 
 def main(argv=None):
@@ -337,14 +354,14 @@ def main(argv=None):
     add = parser.add_argument
     add("stage", choices=STAGES, help="what to train")
     add("--like", type=Path, default=Path("toy"), help="model folder whose config.json files give the sizes")
-    add("--start", type=Path, help="video: begin with the video model of this folder (default: grow the image model)")
+    add("--start", type=Path, help="video, tsr: begin with that model of this folder, not the one it comes from")
     add("--out", type=Path, required=True, help="folder to collect the trained parts in, and the checkpoint")
     add("--steps", type=int, default=64_000, help="optimiser steps (64K in the ablations, Sec. 4.2)")
     add("--minutes", type=float, default=math.inf, help="end after this time, if it comes before --steps")
     add("--batch", type=int, default=16, help="clips a step (16, Sec. 4.2); vae: four frames of each")
     add("--clips", type=int, default=50_000, help="how many clips of the toy set to train on")
     add("--size", type=int, default=128, help="height and width in pixels")
-    add("--frames", type=int, default=9, help="N, frames of a clip (9, Sec. 4.1)")
+    add("--frames", type=int, default=9, help="video: N, frames of a clip (9, Sec. 4.1); tsr always has 5")
     add("--lr", type=float, default=1e-4, help="learning rate of the stages vae and image")
     add("--lr-temporal", type=float, default=2e-5, help="learning rate of what is new (2e-5, Sec. 4.1)")
     add("--lr-spatial", type=float, default=2e-6, help="learning rate of what the image model brings (2e-6, Sec. 4.1)")

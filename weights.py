@@ -2,16 +2,16 @@
 
     python weights.py PATH      the map: each tensor of a model, its shape, and the class it goes to, by file and line
 
-A model is a folder, laid out like SD2.1's; `video/` is ours and holds the U-Net grown to 3D with AppearNet:
+A model is a folder, laid out like SD2.1's; `video/` and `tsr/` are ours and hold the U-Net grown to 3D with AppearNet:
 
-    unet/  vae/  video/            config.json, diffusion_pytorch_model[.fp16].safetensors
+    unet/  vae/  video/  tsr/      config.json, diffusion_pytorch_model[.fp16].safetensors
     text_encoder/                  config.json, model[.fp16].safetensors
     scheduler/scheduler_config.json    tokenizer/merges.txt
 
 or SD2.1's single file, v2-1_512-ema-pruned.safetensors, whose names RENAME turns into the folder's.
 
-here  locate: where every tensor of a model lies; load_unet, load_vae, load_text_encoder, load_video, load_schedule;
-      save, read_json, write_json; family, which says what somebody else's file seems to be
+here  locate: where every tensor of a model lies; load_unet, load_vae, load_text_encoder, load_video, load_tsr,
+      load_schedule; save, read_json, write_json; family, which says what somebody else's file seems to be
 
 A module's tensor names are the folder's, so loading is reading. It is strict: a tensor that is missing, one that nobody
 asked for, a wrong shape or a number that is not finite is a ValueError that names the file and the first difference.
@@ -40,7 +40,7 @@ from sampler import NoiseSchedule
 from unet3d import Encoder, UNet3D
 from vae import AutoencoderKL
 
-PARTS = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D, "video": VideoModel}
+PARTS = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D, "video": VideoModel, "tsr": VideoModel}
 
 # ------------------------------------------------------------------------------------------------------------ names
 
@@ -363,6 +363,11 @@ def load_video(path, dtype=torch.float32, device="cpu"):
     return load(path, "video", dtype, device)
 
 
+def load_tsr(path, dtype=torch.float32, device="cpu"):
+    """The temporal super-resolution model (Sec. 3.1) of a model folder: the same network, other weights."""
+    return load(path, "tsr", dtype, device)
+
+
 def load_schedule(path):
     """The noise schedule of scheduler/scheduler_config.json, in the model folder or beside the single file.
 
@@ -420,10 +425,11 @@ def print_map(path):
         check(model, found, path)
         rows = [(found[name].name if found[name].name == name else f"{found[name].name} -> {name}",
                  found[name].shape, found[name].dtype, owner(model, name), name) for name in model.state_dict()]
-        old = [row[:4] for row in rows if part != "video" or not is_new(row[4])]
-        total += table(f"{part}, from the image model" if part == "video" else part, old)
-        if part == "video":
-            total += table("video, what the paper adds", [row[:4] for row in rows if is_new(row[4])])
+        ours = PARTS[part] is VideoModel
+        total += table(f"{part}, from the image model" if ours else part,
+                       [row[:4] for row in rows if not ours or not is_new(row[4])])
+        if ours:
+            total += table(f"{part}, what the paper adds", [row[:4] for row in rows if is_new(row[4])])
     print(f"\nall: {total:,} parameters")
     if "unet" in located and "video" not in located:
         config, where = read_config(path, "unet")

@@ -316,3 +316,31 @@ def test_the_command_draws_a_sheet(tmp_path, monkeypatch, capsys):
     assert not data.main() and Image.open(out).width == 5 * 36 + 4
     monkeypatch.setattr(sys, "argv", f"data.py --out {tmp_path / 'a.doc'}".split())
     assert data.main() == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_that_is_killed_while_frames_come_leaves_nothing(clip, tmp_path):
+    """Frames from an iterator, and Ctrl-C at the third. What is in the folder? And an iterator is as good as a tensor."""
+    def frames():
+        yield from clip.unbind(1)[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        data.write_video(frames(), tmp_path / "a.gif")
+    assert os.listdir(tmp_path) == []                                        # breaks if frames wait in a file with a name
+    data.write_video(iter(clip.unbind(1)), tmp_path / "a.gif")
+    data.write_video(clip, tmp_path / "b.gif")
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    for odd in ([clip[:, 0], clip[:, 0, :2]], [clip[:, 0].float()], []):
+        with pytest.raises(ValueError):
+            data.write_video(iter(odd), tmp_path / "c.gif")
+    assert sorted(os.listdir(tmp_path)) == ["a.gif", "b.gif"]
+
+
+def test_windows_lie_anywhere_in_a_clip_at_both_strides():
+    """Temporal super-resolution learns from windows at 8 and at 32 fps: are both there, inside the clip, everywhere?"""
+    toy = data.ToySet(200, frames=5, windows=(8, 32))
+    times = np.stack([toy.times(i) for i in range(200)])
+    assert times.min() >= 0 and times.max() <= data.SECONDS
+    assert np.allclose(np.diff(times[::2]), 1 / 8) and np.allclose(np.diff(times[1::2]), 1 / 32)
+    assert times[:, 0].min() < 0.2 and times[:, -1].max() > 3.8              # breaks if all windows start at 0
+    assert np.array_equal(toy[3]["frames"], data.ToySet(200, frames=5, windows=(8, 32))[3]["frames"])

@@ -1,5 +1,6 @@
 """Exercises for microcinema.py: the main job, end to end, and everything a person may get wrong."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from test_unet3d import golden
 from test_vae import golden as golden_vae
 from torch.testing import assert_close
 
-from microcinema import MicroCinema, main, noise
+from data import from_pixels, render, sample_scene
+from microcinema import MicroCinema, between, main, noise
 from sampler import NoiseSchedule, ddim, guide
 
 ROOT, REFERENCE = Path(__file__).parents[1], Path(__file__).parent / "reference"
 TOY = MicroCinema.load(ROOT / "toy")
+CASCADE = MicroCinema(**vars(TOY) | {"tsr": TOY.tsr or TOY.video})
 PROMPT = "a red circle moving left"
 
 
@@ -70,7 +73,7 @@ def test_noise_differs_by_seed_stage_and_call():
 
 def test_latents_of_the_toy_have_unit_variance():
     """lambda and gamma only mean something if z has the scale of the noise. Over 64 key frames?"""
-    from data import ToySet, from_pixels
+    from data import ToySet
     toy = ToySet(64, frames=1, seed=9)
     with torch.inference_mode():
         z = TOY.encode(torch.stack([from_pixels(toy[i]["frames"][:, 0]) for i in range(64)]))
@@ -204,3 +207,119 @@ def test_half_precision_draws_the_same_picture(dtype, most):
     half = MicroCinema.load(ROOT / "toy", dtype=dtype).key_frame([PROMPT], [1], steps=4)
     assert half.dtype == torch.float32
     assert 0 < (half - key).abs().mean() < most
+
+
+# ---- temporal super-resolution ----
+
+def pictures(*seconds):
+    """Frames of a toy scene at these seconds: [1, 3, n, 128, 128] in [-1, 1]."""
+    frames = torch.from_numpy(render(sample_scene(3, things=1), seconds))
+    return from_pixels(frames).permute(3, 0, 1, 2)[None]
+
+
+def test_the_condition_goes_from_one_frame_to_the_other_in_even_steps():
+    """Five frames from 0 to 8, by hand."""
+    z_bar = between(torch.zeros(2, 4, 3, 1), torch.full((2, 4, 3, 1), 8.0), 5)
+    assert z_bar.shape == (2, 4, 5, 3, 1) and z_bar[1, 2, :, 0, 0].tolist() == [0, 2, 4, 6, 8]
+
+
+def test_nine_frames_become_33_become_129():
+    """Sec. 3.1, 2 to 8 to 32 fps: 8 pairs of 4 and the last, 32 of 4 and the last. Which of them were given?"""
+    z = torch.randn(1, 4, 9, 4, 4)
+    cinema = MicroCinema(**vars(TOY) | {"tsr": lambda z_t, t, condition, text: 0 * z_t})
+    first = cinema.interpolate_latents(z, [PROMPT], steps=1)
+    second = cinema.interpolate_latents(first, [PROMPT], steps=1, stage=2)
+    assert first.shape[2] == 33 and second.shape[2] == 129
+    assert torch.equal(first[:, :, ::4], z) and torch.equal(second[:, :, ::16], z)       # breaks if a seam is off by one
+
+
+def test_given_pictures_come_back_untouched_and_nothing_is_done_twice():
+    """Three pictures, two rounds: 33 frames. How often is a picture encoded, a frame decoded?"""
+    given, counts = pictures(0.0, 2.0, 4.0), {"encode": 0, "decode": 0}
+
+    class Counting:
+        factor, parameters = TOY.vae.factor, TOY.vae.parameters
+
+        def encode(self, x):
+            counts["encode"] += len(x)
+            return TOY.vae.encode(x)
+
+        def decode(self, z):
+            counts["decode"] += len(z)
+            return TOY.vae.decode(z)
+    cinema = MicroCinema(**vars(CASCADE) | {"vae": Counting()})
+    video = cinema.interpolate(given, [PROMPT], rounds=2, steps=1)
+    assert video.shape == (1, 3, 33, 128, 128) and torch.equal(video[:, :, ::16], given)
+    assert counts == {"encode": 3, "decode": 30}                             # breaks if rounds go through pixels
+
+
+def test_law_4_how_many_pairs_at_once_does_not_matter():
+    """Four pairs: one by one, three and one, all at once; with fresh noise at each step. The same frames?"""
+    z = torch.randn(1, 4, 5, 16, 16)
+    how = dict(steps=2, eta=0.5)
+    one, three, all_four = (CASCADE.interpolate_latents(z, [PROMPT], [7], pairs, **how) for pairs in (1, 3, 4))
+    assert_close(one, three, atol=1e-3, rtol=0)
+    assert_close(one, all_four, atol=1e-3, rtol=0)
+    assert (one - CASCADE.interpolate_latents(z, [PROMPT], [8], 4, **how)).abs().max() > 0.01   # the seed does
+    twice = CASCADE.interpolate_latents(torch.cat([z[:, :, :2], z[:, :, :2]], dim=2), [PROMPT], [7], 4, **how)
+    assert (twice[:, :, 1:4] - twice[:, :, 9:12]).abs().max() > 0.01         # breaks if all pairs share their noise
+
+
+def test_the_prior_follows_the_condition():
+    """Ledger 5: eps^i = (lam + gamma) z_bar^i + eps_n^i at the start, and z_bar is the condition in both passes."""
+    asked = []
+    spy = lambda z_t, t, condition, text: asked.append((z_t, condition)) or 0 * z_t
+    z = torch.randn(1, 4, 2, 4, 4)
+    cinema = MicroCinema(**vars(TOY) | {"tsr": spy})
+    cinema.interpolate_latents(z, [PROMPT], [1], steps=1, lam=0.5, gamma=0.25, guidance=2.0)
+    z_t, condition = asked[0]
+    z_bar, eps_n = between(z[:, :, 0], z[:, :, 1], 5), noise(["1, pair 0"], (4, 5, 4, 4), "round 1")()
+    assert len(condition) == 2 and torch.equal(condition[:1], z_bar) and torch.equal(condition[1:], z_bar)
+    assert_close(z_t[:1], eps_n + 0.75 * z_bar, atol=1e-5, rtol=1e-5)        # breaks if only the first frame is in it
+
+
+def cascade_folder(folder):
+    """The toy model with a tsr/, whether or not one ships."""
+    shutil.copytree(ROOT / "toy", folder)
+    if not (folder / "tsr").exists():
+        shutil.copytree(folder / "video", folder / "tsr")
+    return folder
+
+
+def test_between_two_photographs(tmp_path, capsys):
+    """--between: two pictures of different sizes and modes, five frames; the first and the last are the pictures."""
+    Image.new("RGB", (200, 128), (200, 40, 60)).save(tmp_path / "a.png")
+    Image.fromarray(torch.full((300, 300), 40000).numpy().astype("uint16")).save(tmp_path / "b.tiff")
+    how = ["--model", str(cascade_folder(tmp_path / "model")), "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main([PROMPT, "--between", str(tmp_path / "a.png"), str(tmp_path / "b.tiff"), *how]) == 0
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == 5 and "5 frames of 128x128 at 8 fps" in capsys.readouterr().out
+    with Image.open(files[0]) as first, Image.open(files[4]) as last:
+        assert first.getpixel((64, 64)) == (200, 40, 60) and last.getpixel((64, 64)) == (156, 156, 156)
+
+
+def test_the_whole_cascade_from_the_command(tmp_path, capsys):
+    """A sentence, 33 frames, each twice as large by Lanczos, in a file that plays as long as nine frames do."""
+    how = ["--model", str(cascade_folder(tmp_path / "model")), "--steps", "1", "--fps", "8", "--upscale", "2"]
+    assert main([PROMPT, *how, "--upscaler", "lanczos", "--pairs", "3", "--out", str(tmp_path / "x.gif")]) == 0
+    assert "33 frames of 256x256 at 8 fps" in capsys.readouterr().out
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.size == (256, 256)
+
+
+def test_what_the_cascade_cannot_do_is_one_line(tmp_path, capsys):
+    """One picture, a frame rate that no round reaches, two sources of a key frame, no tsr/, enlarging by 3."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    a, folder = str(tmp_path / "a.png"), cascade_folder(tmp_path / "model")
+    bare = cascade_folder(tmp_path / "bare")
+    shutil.rmtree(bare / "tsr")
+    wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "choose one": ["--between", a, a, "--image", a],
+             "lacks tsr/|has no temporal": ["--fps", "8", "--model", str(bare)], "does 4": ["--upscale", "3"],
+             "--pairs 0": ["--pairs", "0"], "nothing to set between": ["--between", a, a, "--fps", "2"]}
+    for names, argv in wrong.items():
+        assert main([PROMPT, "--model", str(folder), *argv, "--out", str(tmp_path / "x.gif")]) == 2, argv
+        said = capsys.readouterr().err
+        assert re.search(names, said) and said.count("\n") == 1, said
+    with pytest.raises(ValueError, match="2 or more"):
+        CASCADE.interpolate(pictures(1.0), [PROMPT])
+    assert not (tmp_path / "x.gif").exists()

@@ -102,9 +102,9 @@ def run(stage, like, out, steps, *more):
     return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), *how, *more])
 
 
-def test_the_three_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
+def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     """Four steps at once, or two, a stop, and two more: are the checkpoints bit for bit the same?"""
-    for stage in ("vae", "image", "video"):
+    for stage in ("vae", "image", "video", "tsr"):
         assert run(stage, like, tmp_path / "whole", 4) == 0
         assert run(stage, like, tmp_path / "halves", 2) == 0
         assert run(stage, like, tmp_path / "halves", 4) == 0
