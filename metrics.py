@@ -6,6 +6,7 @@ out   score_clip: is the shape right, the colour, the motion, the speed; how far
 here  find, shape_of, colour_of, motion_of, score_clip, psnr; and the command that scores a model:
 
     python metrics.py --prompts 256            # the table of the README
+    python metrics.py --prompts 128 --between  # the table of temporal super-resolution
 
 ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether clips look real; the toy world is known,
       so its clips can be measured with a ruler: find the thing by its vividness (only things are vivid), compare its
@@ -21,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import CENTRE, COLOURS, MOTIONS, ROUND, SHAPES, SPEEDS, STILL, frame_times, from_pixels, render, sample_scene
-from data import to_pixels, track
-from microcinema import MicroCinema
+from data import CENTRE, COLOURS, MOTIONS, ROUND, SECONDS, SHAPES, SPEEDS, STILL, frame_times, from_pixels, render
+from data import sample_scene, to_pixels, track
+from microcinema import MicroCinema, between
 
 FAINTEST = 60                       # of 255: backgrounds stay below half of it, things reach 130 and more
+IN_PLACE = ("growing", "shrinking", "turning")          # motions that leave the centre where it is
 SYMMETRY = {"square": 4, "cross": 4, "triangle": 3, "star": 5, **dict.fromkeys(ROUND, 0)}   # looks in a turn; else 1
 
 
@@ -228,12 +230,63 @@ def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
     return {row: average(scores) for row, scores in rows.items()}, float(np.mean(centre))
 
 
+def against_truth(video, true, moves):
+    """How far uint8 frames [n, H, W, 3] are from the true ones: (PSNR in dB, distance of the thing's centre in pixels).
+
+    The distance is nan unless the thing `moves` from its place; a thing that is not found is half a picture away.
+    """
+    size, distances = true.shape[1], []
+    for a, b in zip(video, true, strict=True):
+        seen, there = find(a), find(b)
+        distances.append(np.hypot(seen["x"] - there["x"], seen["y"] - there["y"]) * size if seen else size / 2)
+    return psnr(video, true), float(np.mean(distances)) if moves else float("nan")
+
+
+def score_interpolation(cinema, count, fps, seed=0, batch=16, **changes):
+    """Temporal super-resolution to `fps` on `count` held-out scenes: {row: (PSNR in dB, distance in pixels)}.
+
+    The toy world is continuous, so the three frames between two, 4 / fps seconds apart, are known. Rows: the truth
+    through the autoencoder; the two frames cross-faded in pixels, and in latents (the condition itself); the model.
+    """
+    rows = {}
+    for first in range(0, count, batch):
+        seeds = range(first, min(first + batch, count))
+        scenes = [sample_scene([seed, 2_000_000 + i], held_out=True, things=1) for i in seeds]
+        starts = [np.random.default_rng([seed, i]).uniform(0, SECONDS - 4 / fps) for i in seeds]
+        true = np.stack([render(scene, start + np.arange(5) / fps, cinema.sampling.size)
+                         for scene, start in zip(scenes, starts)])                              # [b, 5, H, W, 3]
+        x = from_pixels(torch.from_numpy(true)).permute(0, 4, 1, 2, 3)
+        with torch.inference_mode():
+            z = torch.cat([cinema.encode(frame) for frame in x.unbind(2)], dim=2)               # [b, 4, 5, h, w]
+            videos = {"truth through the autoencoder": cinema.decode(z),
+                      "cross-fade of pixels": between(x[:, :, 0], x[:, :, 4], 5),
+                      "cross-fade of latents": cinema.decode(between(z[:, :, 0], z[:, :, 4], 5)),
+                      "MicroCinema": cinema.interpolate(x[:, :, [0, 4]], [scene.caption() for scene in scenes], seeds,
+                                                        pairs=batch, **changes)}
+        for row, video in videos.items():
+            clips = to_pixels(video).permute(0, 2, 3, 4, 1).cpu().numpy()
+            rows[row] = rows.get(row, []) + [
+                against_truth(a[1:4], b[1:4], scene.things[0].motion not in IN_PLACE)
+                for a, b, scene in zip(clips, true, scenes, strict=True)]
+    return {row: np.nanmean(values, axis=0) for row, values in rows.items()}
+
+
+def print_interpolation(cinema, args, changes):
+    """The table of temporal super-resolution, both rounds side by side."""
+    rounds = [score_interpolation(cinema, args.prompts, fps, args.seed, args.batch, **changes) for fps in (8, 32)]
+    print(f"| {args.prompts} held-out clips | 2 to 8 fps: PSNR | position error | 8 to 32 fps: PSNR | position error |")
+    print("| --- " * 5 + "|")
+    for row in rounds[0]:
+        print(f"| {row} | " + " | ".join(f"{r[row][0]:.1f} dB | {r[row][1]:.2f} pixels" for r in rounds) + " |")
+
+
 def main(argv=None):
     """Scores a model and prints a Markdown table."""
     parser = argparse.ArgumentParser(description="Score a model of the toy world; see the top of metrics.py.")
     add = parser.add_argument
     add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder")
     add("--prompts", type=int, default=256, help="how many; half of them seen in training, half held out")
+    add("--between", action="store_true", help="score temporal super-resolution, on held-out clips, instead")
     add("--batch", type=int, default=16, help="videos at once")
     add("--seed", type=int, default=0, help="of the prompts and the noise")
     add("--steps", type=int, help="denoising steps (default: the model's)")
@@ -244,6 +297,9 @@ def main(argv=None):
     try:
         cinema = MicroCinema.load(args.model, args.device)
         changes = dict(steps=args.steps, guidance=args.guidance, gamma=args.gamma)
+        if args.between:
+            print_interpolation(cinema, args, changes)
+            return 0
         tables = {name: score_model(cinema, args.prompts // 2, args.seed, args.batch, held_out, **changes)
                   for name, held_out in (("seen", False), ("held out", True))}
     except (ValueError, OSError) as e:

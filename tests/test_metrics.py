@@ -1,5 +1,6 @@
 """Exercises on metrics.py: a ruler is itself measured first, on clips of which everything is known."""
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image, ImageFilter
 import metrics
 from data import COLOURS, MOTIONS, SHAPES, Background, Scene, Thing, frame_times, render, sample_scene, scene_of
 from metrics import psnr, score_clip
+from microcinema import MicroCinema
 
 GREY = Background("slope", ((210, 210, 210), (190, 190, 190)), 0.0, 1.0)
 
@@ -157,3 +159,25 @@ def test_the_angle_of_a_silhouette():
     for frame, degrees in zip(clip, (40, 0, 40, 80)):
         shape, angle = metrics.shape_of(metrics.find(frame)["patch"])       # breaks if the templates turn the other way
         assert shape == "triangle" and abs(np.degrees(angle) - degrees) <= 4
+
+
+def test_frames_are_compared_with_the_truth():
+    """The truth moved three pixels to the right and four down: how far is the thing? Gone: half a picture."""
+    true = render(scene_of("circle", "red", "moving left"), [1.0, 2.0, 3.0])
+    moved = np.roll(true, (4, 3), axis=(1, 2))
+    decibels, distance = metrics.against_truth(moved, true, moves=True)
+    assert distance == pytest.approx(5, abs=0.2)                             # breaks if only x counts
+    assert decibels == pytest.approx(metrics.psnr(moved, true))
+    assert metrics.against_truth(true, true, True) == (float("inf"), 0)
+    assert metrics.against_truth(np.full_like(true, 90), true, True)[1] == 64
+    assert np.isnan(metrics.against_truth(true, true, moves=False)[1])
+
+
+def test_interpolation_is_scored_beside_both_cross_fades():
+    """Fast motion, 2 to 8 fps: the truth through the autoencoder is nearest; a cross-fade shows two things."""
+    cinema = MicroCinema.load(Path(__file__).parents[1] / "toy")
+    cinema.tsr = cinema.tsr or cinema.video
+    rows = metrics.score_interpolation(cinema, 3, 8, steps=1)
+    assert set(rows) == {"truth through the autoencoder", "cross-fade of pixels", "cross-fade of latents", "MicroCinema"}
+    best = rows["truth through the autoencoder"]
+    assert all(best[0] > psnr and best[1] <= away for name, (psnr, away) in rows.items() if name != list(rows)[0])
