@@ -315,6 +315,10 @@ class ToySet(torch.utils.data.Dataset):
     def scene(self, i):
         return sample_scene([self.seed, i], self.held_out)
 
+    def captions(self):
+        """Of all items, in all wordings, for the tokenizer to learn its merges from."""
+        return [self.scene(i).caption(i) for i in range(self.count)]
+
     def times(self, i):
         """The seconds of its frames."""
         if not self.windows:
@@ -377,10 +381,16 @@ def read_picture(path, height, width):
                     said.append("turned upright")
                 if upright.has_transparency_data:
                     said.append("laid on white")
-                picture = _to_rgb(upright)
+                picture, how = centre(upright, height, width)
     except Exception as error:                                      # a broken file breaks each decoder in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a picture ({reason}); a PNG or JPEG can") from None
+    return from_pixels(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).contiguous(), ", ".join(said + how)
+
+
+def centre(image, height, width):
+    """The centre of a picture of any mode, as large as it fits, resized: (RGB picture, what was done, in words)."""
+    picture, said = _to_rgb(image), []
     w, h = picture.size
     keep = min(w / width, h / height)                               # pixels of the picture per pixel of ours
     box_w, box_h = max(1, round(keep * width)), max(1, round(keep * height))
@@ -389,8 +399,8 @@ def read_picture(path, height, width):
     if (box_w, box_h) != (width, height):
         said.append(f"resized to {width}x{height}")
     left, top = (w - box_w) // 2, (h - box_h) // 2
-    picture = picture.crop((left, top, left + box_w, top + box_h)).resize((width, height), Image.Resampling.LANCZOS)
-    return from_pixels(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).contiguous(), ", ".join(said)
+    picture = picture.crop((left, top, left + box_w, top + box_h))
+    return picture.resize((width, height), Image.Resampling.LANCZOS), said
 
 
 ENDINGS = (".gif", ".webp", ".apng", ".png", ".mp4", "")            # "" is a folder of frames
@@ -478,8 +488,8 @@ def write_video(frames, path, fps=2.0):
     """Write uint8 [3, n, H, W], or an iterator of n frames [3, H, W], to path, in the format of its ending (ENDINGS),
     looping forever; returns path.
 
-    Frames wait on disk, in a file without a name, so that no two need be in memory; the file at `path` is written beside
-    its place and renamed, so it never holds half a video. (In a GIF or WebP, frames that do not differ are stored as
+    Frames wait on disk, in a file without a name, so that no two need be in memory; the file at `path` is written
+    beside its place and renamed, so it never holds half a video. (In a GIF or WebP, frames that do not differ are stored as
     one that lasts longer; Pillow holds the pictures of GIF, WebP and APNG in memory while it saves them.)
     """
     path = Path(path)
@@ -493,7 +503,7 @@ def write_video(frames, path, fps=2.0):
     with tempfile.TemporaryFile(dir=path.parent) as spool, _beside(path) as part:
         frames = _spooled(frames, spool)                                           # [n, H, W, 3]
         ends = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]         # GIF counts hundredths of a second;
-        how = dict(save_all=True, loop=0, duration=[b - a for a, b in zip(ends, ends[1:])])    # rounding must not add up
+        how = dict(save_all=True, loop=0, duration=[b - a for a, b in zip(ends, ends[1:])])   # rounding must not add up
         pictures, kind = (Image.fromarray(frame) for frame in frames), path.suffix.lower()
         if kind == ".gif":
             _save_gif(part, frames, how)

@@ -10,7 +10,8 @@ here  MicroCinema: load, key_frame (stage one), animate (stage two), interpolate
       settings; between, the condition of stage three; VideoModel (appearnet.py)
 
 Divide and conquer: any text-to-image model, here the U-Net before it was grown to 3D, draws the key frame; the video
-model moves it; the same network with other weights sets frames between, once or twice; any upscaler makes them large. Everything is latent: pictures [b, 3, H, W] in [-1, 1] are z [b, 4, H/8, W/8], and videos add n frames.
+model moves it; the same network with other weights sets frames between, once or twice; any upscaler makes them large.
+Everything is latent: pictures [b, 3, H, W] in [-1, 1] are z [b, 4, H/8, W/8], and videos add n frames.
 
 ours  The key frame is number n // 2, the centre of an odd n, and is drawn anew with the others, not copied in. Guidance
       7.5 and 50 steps are SD2.1's habits; the paper is silent. A model folder may bring its own, in video/config.json.

@@ -34,6 +34,7 @@ from tqdm import tqdm
 import weights
 from appearnet import Spade, VideoModel, is_new
 from clip import TextEncoder, Tokenizer, learn_merges, save_merges
+from clips import ClipSet
 from data import ToySet, from_pixels
 from microcinema import between
 from sampler import add_noise, appearance_noise
@@ -176,21 +177,29 @@ def compile_blocks(model):
             part.compile(dynamic=False)
 
 
-def clips(args, frames, indices, windows=()):
-    """Batches of the toy set's clips with these numbers: {"frames": uint8 [b, 3, n, H, W], "caption": [b]}."""
-    toy = ToySet(args.clips, frames=frames, size=args.size, seed=args.seed, windows=windows)
+def dataset(args, count, frames, windows=()):
+    """`count` clips of the toy set, or windows of the clips in the folder --data."""
+    if args.data is None:
+        return ToySet(count, frames, args.fps, args.size, args.seed, windows=windows)
+    found = ClipSet(args.data, count, frames, args.fps, args.size, args.seed, windows)
+    print(f"{args.data}: {found.summary()}")
+    return found
+
+
+def batches(args, clips, indices):
+    """The clips with these numbers: {"frames": uint8 [b, 3, n, H, W], "caption": [b]}, b = --batch."""
     workers = max(1, (os.cpu_count() or 2) - 1)
-    return torch.utils.data.DataLoader(toy, args.batch, sampler=indices, num_workers=workers, prefetch_factor=4)
+    return torch.utils.data.DataLoader(clips, args.batch, sampler=indices, num_workers=workers, prefetch_factor=4)
 
 
 @torch.no_grad()
 def encode_all(vae, scale, tokenizer, args, frames, windows=()):
-    """The toy set once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
+    """--clips clips once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
 
     The latents are the means of the posterior, multiplied by the scale factor.
     """
-    latents, ids = [], []
-    for batch in tqdm(clips(args, frames, range(args.clips), windows), desc="encoding the toy set", mininterval=2):
+    latents, ids, clips = [], [], dataset(args, args.clips, frames, windows)
+    for batch in tqdm(batches(args, clips, range(args.clips)), desc="encoding the clips", mininterval=2):
         x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
@@ -223,12 +232,13 @@ def train_vae(args):
     config.pop("scaling_factor", None)
     vae.to(args.device, memory_format=torch.channels_last)
     encode, decode = (torch.compile(f) if args.compile else f for f in (vae.encode, vae.decode))
-    stream = None
+    clips, stream = dataset(args, args.clips, args.frames), None
 
     def draw(step, generator):                                               # four frames of each clip
         nonlocal stream
         if stream is None:
-            stream = iter(clips(args, 9, [i % args.clips for i in range(step * args.batch, args.steps * args.batch)]))
+            numbers = [i % args.clips for i in range(step * args.batch, args.steps * args.batch)]
+            stream = iter(batches(args, clips, numbers))
         x = from_pixels(next(stream)["frames"].to(args.device)).transpose(1, 2).flatten(0, 1)       # [(b n), 3, H, W]
         pick = torch.randperm(len(x), generator=generator, device=args.device)[:args.batch * 4]
         x = x[pick].contiguous(memory_format=torch.channels_last)
@@ -245,9 +255,9 @@ def train_vae(args):
         lambda tensors: weights.save(tensors, config, args.out / "vae"), args)
 
     vae, _ = weights.load_vae(args.out)
-    toy = ToySet(256, frames=1, size=args.size, seed=args.seed)
+    stills = dataset(args, 256, 1)
     with torch.inference_mode():                                             # of what will be diffused: the means
-        squares = [vae.encode(from_pixels(item["frames"]).transpose(0, 1))[0].pow(2).mean() for item in toy]
+        squares = [vae.encode(from_pixels(item["frames"]).transpose(0, 1))[0].pow(2).mean() for item in stills]
     scale = torch.stack(squares).mean().rsqrt().item()
     weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
 
@@ -260,8 +270,7 @@ def train_image(args):
     file = args.like / "scheduler" / "scheduler_config.json"
     weights.write_json(weights.read_json(file), args.out / "scheduler" / file.name)
     schedule = schedule_for_eq_5(args)
-    toy = ToySet(20_000, frames=1, seed=args.seed)
-    merges = learn_merges([toy.scene(i).caption(i) for i in range(len(toy))], text_config["vocab_size"] - 514)
+    merges = learn_merges(dataset(args, 20_000, 1).captions(), text_config["vocab_size"] - 514)
     (args.out / "tokenizer").mkdir(exist_ok=True)
     save_merges(merges, args.out / "tokenizer" / "merges.txt")
     tokenizer = Tokenizer.load(args.out)
@@ -297,18 +306,21 @@ def train_video(args):
     else:
         model = VideoModel.grow(weights.load_unet(args.out), **weights.arguments(VideoModel, config, where))
     n = args.frames
+    config["sampling"] = config["sampling"] | {"size": args.size, "frames": n, "fps": args.fps}
     train_motion(model, config, args, n, lambda z_0: z_0[:, :, n // 2:n // 2 + 1])       # the centre frame
 
 
 def train_tsr(args):
     """Temporal super-resolution (Sec. 3.1): the video model, given the first and last of five frames.
 
-    It is used from 2 to 8 fps and from 8 to 32, so it sees windows at 8 and at 32 fps, anywhere in a clip.
+    It is used from 2 to 8 fps and from 8 to 32, so it sees windows at 8 and at 32 (4 and 16 times --fps), anywhere in
+    a clip.
     """
     start = (args.start, "tsr") if args.start else (args.out, "video")
     config = weights.read_json(start[0] / start[1] / "config.json")
     config["sampling"] = {key: value for key, value in config["sampling"].items() if key != "fps"} | {"frames": 5}
-    train_motion(weights.load(*start), config, args, 5, lambda z_0: between(z_0[:, :, 0], z_0[:, :, -1], 5), (8, 32))
+    windows = (4 * args.fps, 16 * args.fps)
+    train_motion(weights.load(*start), config, args, 5, lambda z_0: between(z_0[:, :, 0], z_0[:, :, -1], 5), windows)
 
 
 def train_motion(model, config, args, n, condition_of, windows=()):
@@ -359,7 +371,9 @@ def main(argv=None):
     add("--steps", type=int, default=64_000, help="optimiser steps (64K in the ablations, Sec. 4.2)")
     add("--minutes", type=float, default=math.inf, help="end after this time, if it comes before --steps")
     add("--batch", type=int, default=16, help="clips a step (16, Sec. 4.2); vae: four frames of each")
-    add("--clips", type=int, default=50_000, help="how many clips of the toy set to train on")
+    add("--data", type=Path, help="folder of clips of your own with captions, see clips.py (default: the toy set)")
+    add("--clips", type=int, default=50_000, help="how many clips of the toy set, or windows of yours, to train on")
+    add("--fps", type=float, default=2.0, help="frames a second of a clip (2, Sec. 4.1); shorter clips need more")
     add("--size", type=int, default=128, help="height and width in pixels")
     add("--frames", type=int, default=9, help="video: N, frames of a clip (9, Sec. 4.1); tsr always has 5")
     add("--lr", type=float, default=1e-4, help="learning rate of the stages vae and image")
@@ -381,6 +395,8 @@ def main(argv=None):
     for name in ("steps", "batch", "clips", "size", "frames", "save_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: want 1 or more")
+    if args.fps <= 0:
+        parser.error("--fps: want more than 0")
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     try:

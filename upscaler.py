@@ -4,9 +4,9 @@ in    frames [k, 3, H, W] in [-1, 1]
 out   the same, 4 (Lanczos: any whole number) times as high and wide
 here  load_upscaler: a name or a file -> a function frames -> frames; SRVGG, the network that ships in upscaler/
 
-ours  The paper names no model. Here it is Real-ESRGAN's small one for videos (Wang et al. 2021), a network of 0.6 million
-      parameters that sees one frame at a time; Lanczos, to compare; or any network in a TorchScript file, which takes and
-      gives RGB in [0, 1]. A TorchScript file is a program: load only what you trust.
+ours  The paper names no model. Here it is Real-ESRGAN's small one for videos (Wang et al. 2021), a network of 0.6
+      million parameters that sees one frame at a time; Lanczos, to compare; or any network in a TorchScript file, which
+      takes and gives RGB in [0, 1]. A TorchScript file is a program: load only what you trust.
 """
 
 from pathlib import Path
@@ -70,6 +70,7 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
     def upscale(frames):
         large = network((frames.to(device) + 1) / 2)
         if large.shape != (*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale):
-            raise ValueError(f"upscaler {name}: makes {list(large.shape)} of {list(frames.shape)}, not {scale} times as large")
+            raise ValueError(f"upscaler {name}: makes {list(large.shape)} of {list(frames.shape)}, "
+                             f"which is not {scale} times as large")
         return large.clamp(0, 1) * 2 - 1
     return upscale

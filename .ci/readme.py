@@ -17,7 +17,8 @@ SHORTER = {"microcinema.py": "--steps 3", "metrics.py": "--prompts 2 --steps 2",
 root = Path(__file__).parents[1]
 blocks = re.findall(r"^```sh\n(.*?)^```", (root / "README.md").read_text(), re.M | re.S)
 commands = [line for block in blocks for line in block.splitlines()]
-Image.effect_noise((300, 200), 80).save(root / "photo.jpg")                  # the picture that a person would bring
+for name in ("photo.jpg", "first.png", "last.png"):                          # pictures that a person would bring
+    Image.effect_noise((300, 200), 80).save(root / name)
 for command in commands[2:]:
     shorter = next(flags for program, flags in SHORTER.items() if program in command)
     print(f"\n$ {command} {shorter}", flush=True)

@@ -319,14 +319,14 @@ def test_the_command_draws_a_sheet(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_is_killed_while_frames_come_leaves_nothing(clip, tmp_path):
-    """Frames from an iterator, and Ctrl-C at the third. What is in the folder? And an iterator is as good as a tensor."""
+    """Frames from an iterator, and Ctrl-C at the third. What is in the folder? An iterator is as good as a tensor."""
     def frames():
         yield from clip.unbind(1)[:2]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         data.write_video(frames(), tmp_path / "a.gif")
-    assert os.listdir(tmp_path) == []                                        # breaks if frames wait in a file with a name
+    assert os.listdir(tmp_path) == []                                        # breaks if frames wait in a named file
     data.write_video(iter(clip.unbind(1)), tmp_path / "a.gif")
     data.write_video(clip, tmp_path / "b.gif")
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()

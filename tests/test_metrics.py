@@ -178,6 +178,6 @@ def test_interpolation_is_scored_beside_both_cross_fades():
     cinema = MicroCinema.load(Path(__file__).parents[1] / "toy")
     cinema.tsr = cinema.tsr or cinema.video
     rows = metrics.score_interpolation(cinema, 3, 8, steps=1)
-    assert set(rows) == {"truth through the autoencoder", "cross-fade of pixels", "cross-fade of latents", "MicroCinema"}
+    assert list(rows)[1:] == ["cross-fade of pixels", "cross-fade of latents", "MicroCinema"]
     best = rows["truth through the autoencoder"]
     assert all(best[0] > psnr and best[1] <= away for name, (psnr, away) in rows.items() if name != list(rows)[0])

@@ -230,7 +230,7 @@ def test_nine_frames_become_33_become_129():
     first = cinema.interpolate_latents(z, [PROMPT], steps=1)
     second = cinema.interpolate_latents(first, [PROMPT], steps=1, stage=2)
     assert first.shape[2] == 33 and second.shape[2] == 129
-    assert torch.equal(first[:, :, ::4], z) and torch.equal(second[:, :, ::16], z)       # breaks if a seam is off by one
+    assert torch.equal(first[:, :, ::4], z) and torch.equal(second[:, :, ::16], z)     # breaks if a seam is off by one
 
 
 def test_given_pictures_come_back_untouched_and_nothing_is_done_twice():

@@ -87,14 +87,17 @@ def test_one_clip_can_be_learnt():
     assert first[-1] < 0.2 * first[0] and first == run()
 
 
-@pytest.fixture(scope="module")
-def like(tmp_path_factory):
+def write_configs(folder):
     """A model folder that only holds configs, of very small models."""
-    folder = tmp_path_factory.mktemp("like")
     for part, config in SMALL.items():
         weights.write_json(config, folder / part / "config.json")
     weights.write_json({"beta_start": 0.00085, "beta_end": 0.012}, folder / "scheduler" / "scheduler_config.json")
     return folder
+
+
+@pytest.fixture(scope="module")
+def like(tmp_path_factory):
+    return write_configs(tmp_path_factory.mktemp("like"))
 
 
 def run(stage, like, out, steps, *more):
@@ -116,7 +119,8 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         assert weights.main([str(tmp_path / "whole" / name)]) == 0           # the map can be drawn of it, too
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
-    assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {"frames": 3, "lam": 0.03}
+    assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
+        "size": 32, "frames": 3, "fps": 2.0, "lam": 0.03}
 
 
 def test_a_video_model_can_start_from_another(like, tmp_path, capsys):

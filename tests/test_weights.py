@@ -405,7 +405,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damage_gives_one_line_and_exit_2(how, tmp_path, capsys):
-    """Something happened to the U-Net's file, or to one beside it. What does a person read? One line, with the place."""
+    """Something happened to the U-Net's file, or to one beside it. What does a person read? One line and the place."""
     model = tmp_path / "model"
     shutil.copytree(ROOT / "toy", model, copy_function=os.symlink)           # no bytes copied; what changes is replaced
     for file in (model / "unet").iterdir():

@@ -1,0 +1,154 @@
+"""Exercises for clips.py: a folder of somebody's clips, with everything that is wrong in such folders."""
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train import write_configs
+
+import clips
+import data
+import train
+from clips import ClipSet
+
+
+def write_clip(path, count=8, milliseconds=100, shade=lambda k: 20 * k, size=(40, 24)):
+    """An animation whose k-th frame is grey of the shade(k)."""
+    frames = [Image.new("RGB", size, (shade(k),) * 3) for k in range(count)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = {"lossless": True} if path.suffix == ".webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, **how)
+    return path
+
+
+def describe(folder, **captions):
+    """metadata.jsonl; in the names, __ stands for the dot."""
+    lines = [json.dumps({"file_name": name.replace("__", "."), "text": text}) for name, text in captions.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.apng"])
+def test_frames_are_read_by_time_not_by_number(name, tmp_path):
+    """Three frames that last 100, 700 and 200 ms: what shows at 0, 0.3, 0.6 and 0.9 s? At 1 s nothing does."""
+    path = write_clip(tmp_path / name, 3, [100, 700, 200], shade=lambda k: (0, 120, 240)[k])
+    assert clips.clip_seconds(path) == pytest.approx(1.0)
+    frames = clips.read_clip(path, np.array([0, 0.3, 0.6, 0.9]), 16)
+    assert frames.shape == (4, 16, 16, 3) and frames[:, 8, 8, 0].tolist() == [0, 120, 120, 240]    # breaks by number
+    with pytest.raises(ValueError, match="ends before"):
+        clips.read_clip(path, np.array([0.7, 1.0]), 16)
+
+
+def test_a_folder_of_pictures_is_a_clip(tmp_path):
+    """Pictures 1 to 12, at 4 a second: number 10 comes after number 9, and not after number 1."""
+    for k in range(1, 13):
+        (tmp_path / "walk").mkdir(exist_ok=True)
+        Image.new("L", (9, 9), 10 * k).save(tmp_path / "walk" / f"{k}.png")
+    line = {"file_name": "walk", "text": "a walk", "fps": 4}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    walk = ClipSet(tmp_path, 1, frames=3, fps=1, size=8)
+    assert walk.clips[0].seconds == 3 and walk.clips[0].caption == "a walk"
+    frames = clips.read_clip(tmp_path / "walk", np.array([0.0, 2.3]), 8, fps=4)
+    assert frames[:, 0, 0, 0].tolist() == [10, 100]                          # breaks if 10.png is sorted behind 1.png
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "webvid", "txt"])
+def test_captions_in_four_conventions(kind, tmp_path):
+    """The same two captions, as the ecosystem, WebVid or a person writes them."""
+    a, b = (write_clip(tmp_path / "films" / f"{name}.gif") for name in "ab")
+    if kind == "jsonl":
+        describe(tmp_path, films__a="x")
+        (tmp_path / "metadata.jsonl").write_text('{"file_name": "films/a.gif", "text": "one, two"}\n\n'
+                                                 '{"file_name": "films/b.gif", "text": "three"}\n')
+    elif kind == "csv":
+        (tmp_path / "metadata.csv").write_text('file_name,text\nfilms/a.gif,"one, two"\nfilms/b.gif,three\n')
+    elif kind == "webvid":
+        (tmp_path / "metadata.csv").write_text('videoid,contentUrl,duration,page_dir,name\na,u,PT1S,films,"one, two"\n'
+                                               "b,u,PT1S,films,three\n")
+        a, b = (path.rename(path.with_suffix(".mp4")) for path in (a, b))
+    else:
+        a.with_suffix(".txt").write_text("one, two\n")
+        b.with_suffix(".txt").write_text("three")
+    captions = clips.read_captions(tmp_path)
+    assert {path: row["text"] for path, row in captions.items()} == {a: "one, two", b: "three"}
+
+
+def test_windows_start_anywhere_and_an_item_is_always_the_same(tmp_path):
+    """A clip of 2 s that brightens: windows of three frames at 4 fps. Where do they start?"""
+    write_clip(tmp_path / "a.gif", 20, 100, shade=lambda k: 12 * k)
+    describe(tmp_path, a__gif="brighter")
+    found = ClipSet(tmp_path, 60, frames=3, fps=4, size=8, seed=1)
+    firsts = [found[i]["frames"][0, 0, 0, 0].item() / 12 for i in range(60)]
+    assert min(firsts) <= 1 and max(firsts) >= 13 and len(set(firsts)) > 10  # breaks if all start at 0
+    item = found[7]
+    steps = item["frames"][0, :, 0, 0].float().diff() / 12
+    assert item["caption"] == "brighter" and item["frames"].shape == (3, 3, 8, 8)
+    assert ((steps - 2.5).abs() < 1).all()                                   # 0.25 s are 2.5 frames
+    assert torch.equal(item["frames"], found[7]["frames"])
+
+
+def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
+    """Cut in half, empty, too short, without a caption, not there, no clip at all: and one good one. Nothing stops."""
+    write_clip(tmp_path / "good.webp", 20)
+    half = write_clip(tmp_path / "half.webp", 20, shade=lambda k: k)
+    half.write_bytes(half.read_bytes()[:len(half.read_bytes()) // 2])
+    (tmp_path / "empty.gif").touch()
+    write_clip(tmp_path / "short.gif", 3)
+    write_clip(tmp_path / "silent.gif", 20)
+    write_clip(tmp_path / "unlisted.gif", 20)
+    (tmp_path / "song.mp3").write_text("la la la")
+    describe(tmp_path, good__webp="good", half__webp="half", empty__gif="empty", short__gif="short", silent__gif=" ",
+             gone__gif="gone", song__mp3="song")
+    found = ClipSet(tmp_path, 4, frames=3, fps=2, size=8)
+    assert [clip.caption for clip in found.clips] == ["good"]
+    said = found.summary()
+    assert said.startswith("1 clips") and all(name in said for name in
+                                              ("half.webp", "empty.gif", "short.gif", "silent.gif", "unlisted.gif",
+                                               "gone.gif", "song.mp3")) and "\n" not in said
+    assert all(item["caption"] == "good" for item in found)
+    (tmp_path / "good.webp").write_bytes(b"")                                # while training is under way
+    with pytest.raises(ValueError, match="any more"):
+        found[0]
+
+
+def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
+    """No such folder, an empty one, broken metadata, two kinds of it: through the commands, exit code 2."""
+    write_clip(tmp_path / "words" / "a.gif")
+    (tmp_path / "words" / "metadata.jsonl").write_text('{"file_name": "a.gif", "text": "a"}\nnot JSON')
+    write_clip(tmp_path / "columns" / "a.gif")
+    (tmp_path / "columns" / "metadata.csv").write_text("path,words\na.gif,a\n")
+    shutil.copytree(tmp_path / "columns", tmp_path / "both")
+    (tmp_path / "both" / "metadata.jsonl").touch()
+    (tmp_path / "empty").mkdir()
+    for name, says in (("nowhere", "no such folder"), ("empty", "no clip"), ("words", "line 2"), ("columns", "file_name"),
+                       ("both", "keep one")):
+        assert clips.main([str(tmp_path / name), "--out", str(tmp_path / "x.png")]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("clips.py: ") and says in said
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the program ffmpeg is not on the PATH")
+def test_films_are_read_through_ffmpeg(tmp_path):
+    """Twelve greys at 8 fps, written as mp4 and read at 4 fps: every other one, to the precision of the film."""
+    greys = torch.arange(0, 240, 20, dtype=torch.uint8)
+    data.write_video(greys.view(1, 12, 1, 1).expand(3, 12, 32, 32).contiguous(), tmp_path / "a.mp4", fps=8)
+    assert clips.clip_seconds(tmp_path / "a.mp4") == pytest.approx(1.5, abs=0.15)
+    frames = clips.read_clip(tmp_path / "a.mp4", np.array([0.0, 0.25, 0.5, 0.75]), 16)
+    assert np.allclose(frames[:, 8, 8, 0], [0, 40, 80, 120], atol=25)
+
+
+def test_a_small_model_is_trained_on_a_folder(tmp_path, capsys):
+    """The four stages on a folder of clips, two steps each, by the commands that a person gives."""
+    small = write_configs(tmp_path / "small")
+    for k in range(3):
+        write_clip(tmp_path / "mine" / f"{k}.webp", 30, 100, shade=lambda i, k=k: (70 * k + 5 * i) % 256)
+    describe(tmp_path / "mine", **{f"{k}__webp": f"grey number {k}" for k in range(3)})
+    for stage in ("vae", "image", "video", "tsr"):
+        how = "--steps 2 --batch 2 --clips 4 --size 32 --frames 3 --fps 4 --device cpu".split()
+        argv = [stage, "--like", str(small), "--out", str(tmp_path / "out"), "--data", str(tmp_path / "mine"), *how]
+        assert train.main(argv) == 0
+        assert "3 clips with 3 captions" in capsys.readouterr().out
+    assert os.path.isdir(tmp_path / "out" / "tsr")
