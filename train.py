@@ -10,7 +10,8 @@ here  loss (Eq. 5), parameter_groups, and one loop, `fit`, for the four stages o
 --like names a model folder whose config.json files say how large everything is; --out collects the trained parts. Each
 stage reads what the ones before it wrote there. The defaults are the paper's, or SD2.1's where the paper is silent; the
 small model learns from scratch and takes higher rates: toy/README.md has its commands. A run that was stopped goes on
-from its last checkpoint when the same command is given again.
+from its last checkpoint when the same command is given again. --data names a folder of clips of your own. On several
+GPUs, or hosts, the same commands run under torchrun: `torchrun --nproc-per-node 8 train.py video ...`.
 
 ours  AdamW (0.9, 0.999), weight decay 1e-2, gradients clipped to norm 1, 10 % empty captions: the paper is silent. It
       names two rates, temporal and spatial (Sec. 4.1); read as: what is new 2e-5, what is copied from SD 2e-6, so the
@@ -28,7 +29,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import weights
@@ -77,12 +79,27 @@ def checkpoint(path, tensors, step):
     os.replace(beside, path)
 
 
+class Objective(nn.Module):
+    """A model and its loss as one module, so that DistributedDataParallel sees the whole step."""
+
+    def __init__(self, model, loss_of):
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+
+    def forward(self, *tensors):
+        return self.loss_of(*tensors)
+
+
 def fit(model, draw, loss_of, groups, save, args):
     """Trains `model` for args.steps steps and hands its averaged weights to `save`.
 
     draw(step, generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes
     from its generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken would.
+    Under torchrun each of args.world processes draws the whole batch, takes its share of it, and DDP averages their
+    gradients: the same steps as one process would take, and a checkpoint that does not know how many they were.
     """
+    if args.batch % args.world or args.cuda_graph and args.world > 1:
+        raise ValueError(f"{args.world} processes: want a --batch that they can share evenly, and no --cuda-graph")
     path, start, part = args.out / f"{args.stage}.checkpoint.safetensors", 0, args.out / PARTS[args.stage]
     if any(part.glob("*.safetensors")) and not path.exists():
         raise ValueError(f"{part}: holds trained weights already; name another --out, or move them away")
@@ -109,20 +126,26 @@ def fit(model, draw, loss_of, groups, save, args):
         print(f"going on from {path}, step {start}")
 
     def batch(step):
-        return draw(step, torch.Generator(args.device).manual_seed(args.seed * 10_000_000 + step))
+        whole = draw(step, torch.Generator(args.device).manual_seed(args.seed * 10_000_000 + step))
+        return [x[args.rank::args.world] for x in whole]
+
+    objective = Objective(model, loss_of)
+    if args.world > 1:
+        objective = DistributedDataParallel(objective)
 
     def backward(*tensors):
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
-            value = loss_of(*tensors)
+            value = objective(*tensors)
         value.backward()
         return value
 
     if args.cuda_graph:
         backward = replay(backward, batch(start), optimizer)
     running, began = None, time.monotonic()
-    progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.stage, mininterval=2)
+    progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.stage, mininterval=2,
+                    disable=args.rank > 0)
     for step in progress:
-        left = 1 - max(step / args.steps, (time.monotonic() - began) / (60 * args.minutes))   # of the run, 1 to 0
+        left = 1 - max(step / args.steps, agreed((time.monotonic() - began) / (60 * args.minutes), args))  # 1 to 0
         scale = min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9))
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * scale
@@ -135,17 +158,33 @@ def fit(model, draw, loss_of, groups, save, args):
         last = left <= 0 or step + 1 == args.steps
         due = last or (step + 1) % args.save_every == 0
         if step % 50 == 0 or due:
-            now = value.item()
+            now = agreed(value.item(), args)
             if not np.isfinite(now):
                 raise ValueError(f"the loss is {now} at step {step}; the last good checkpoint is {path}")
             running = now if running is None else 0.9 * running + 0.1 * now
             progress.set_postfix(loss=f"{running:.4f}")
-        if due:
+        if due and args.rank == 0:
             checkpoint(path, state(), step + 1)
             save(ema)
             tqdm.write(f"{args.stage} step {step + 1}: loss {running:.4f}")
         if last:
             break
+    wait_for_all(args)
+
+
+def agreed(number, args):
+    """The mean of a number over all processes, so that all of them decide alike."""
+    if args.world == 1:
+        return number
+    mean = torch.tensor(number / args.world, dtype=torch.float64, device=args.device)
+    distributed.all_reduce(mean)
+    return mean.item()
+
+
+def wait_for_all(args):
+    """Until every process is here: what the first one wrote can be read."""
+    if args.world > 1:
+        distributed.barrier()
 
 
 def replay(backward, example, optimizer):
@@ -199,13 +238,24 @@ def encode_all(vae, scale, tokenizer, args, frames, windows=()):
     The latents are the means of the posterior, multiplied by the scale factor.
     """
     latents, ids, clips = [], [], dataset(args, args.clips, frames, windows)
-    for batch in tqdm(batches(args, clips, range(args.clips)), desc="encoding the clips", mininterval=2):
+    rounds = -(-args.clips // args.world)                                    # each process encodes every world-th clip
+    mine = [i % args.clips for i in range(args.rank, rounds * args.world, args.world)]
+    for batch in tqdm(batches(args, clips, mine), desc="encoding the clips", mininterval=2, disable=args.rank > 0):
         x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
         latents.append((mean.float() * scale).unflatten(0, (len(x), frames)).transpose(1, 2).half())
         ids.append(tokenizer(batch["caption"]))
-    return torch.cat(latents), torch.cat(ids).to(args.device)
+    return [gathered(torch.cat(x).to(args.device), args)[:args.clips] for x in (latents, ids)]
+
+
+def gathered(x, args):
+    """The rows of every process: its k-th is number k * world + rank of all."""
+    if args.world == 1:
+        return x
+    shares = [torch.empty_like(x) for _ in range(args.world)]
+    distributed.all_gather(shares, x.contiguous())
+    return torch.stack(shares, dim=1).flatten(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- the stages
@@ -259,7 +309,8 @@ def train_vae(args):
     with torch.inference_mode():                                             # of what will be diffused: the means
         squares = [vae.encode(from_pixels(item["frames"]).transpose(0, 1))[0].pow(2).mean() for item in stills]
     scale = torch.stack(squares).mean().rsqrt().item()
-    weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
+    if args.rank == 0:
+        weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
 
 
 def train_image(args):
@@ -268,11 +319,13 @@ def train_image(args):
     text_encoder, text_config = build(TextEncoder, args.like / "text_encoder")
     unet, config = build(UNet3D, args.like / "unet", temporal=False)
     file = args.like / "scheduler" / "scheduler_config.json"
-    weights.write_json(weights.read_json(file), args.out / "scheduler" / file.name)
+    if args.rank == 0:
+        weights.write_json(weights.read_json(file), args.out / "scheduler" / file.name)
+        merges = learn_merges(dataset(args, 20_000, 1).captions(), text_config["vocab_size"] - 514)
+        (args.out / "tokenizer").mkdir(exist_ok=True)
+        save_merges(merges, args.out / "tokenizer" / "merges.txt")
+    wait_for_all(args)
     schedule = schedule_for_eq_5(args)
-    merges = learn_merges(dataset(args, 20_000, 1).captions(), text_config["vocab_size"] - 514)
-    (args.out / "tokenizer").mkdir(exist_ok=True)
-    save_merges(merges, args.out / "tokenizer" / "merges.txt")
     tokenizer = Tokenizer.load(args.out)
     z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=1)
     print(f"latents: mean {z.float().mean():.3f}, deviation {z.float().std():.3f}")
@@ -375,7 +428,7 @@ def main(argv=None):
     add("--clips", type=int, default=50_000, help="how many clips of the toy set, or windows of yours, to train on")
     add("--fps", type=float, default=2.0, help="frames a second of a clip (2, Sec. 4.1); shorter clips need more")
     add("--size", type=int, default=128, help="height and width in pixels")
-    add("--frames", type=int, default=9, help="video: N, frames of a clip (9, Sec. 4.1); tsr always has 5")
+    add("--frames", type=int, default=9, help="N, frames of a clip (9, Sec. 4.1); image always has 1, tsr 5")
     add("--lr", type=float, default=1e-4, help="learning rate of the stages vae and image")
     add("--lr-temporal", type=float, default=2e-5, help="learning rate of what is new (2e-5, Sec. 4.1)")
     add("--lr-spatial", type=float, default=2e-6, help="learning rate of what the image model brings (2e-6, Sec. 4.1)")
@@ -397,6 +450,13 @@ def main(argv=None):
             parser.error(f"--{name.replace('_', '-')}: want 1 or more")
     if args.fps <= 0:
         parser.error("--fps: want more than 0")
+    args.rank, args.world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if args.world > 1:
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))             # "cuda" means this one from here on
+        distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        if args.rank:
+            sys.stdout = open(os.devnull, "w")                               # one of them speaks
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     try:
@@ -407,6 +467,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        if args.world > 1:
+            distributed.destroy_process_group()
     return 0
 
 

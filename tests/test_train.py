@@ -1,5 +1,9 @@
 """Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +125,24 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
         "size": 32, "frames": 3, "fps": 2.0, "lam": 0.03}
+
+
+def test_two_processes_take_the_steps_of_one(like, tmp_path):
+    """torchrun with two processes, each with half of every batch: are the averaged gradients those of the whole batch?"""
+    assert run("vae", like, tmp_path / "one", 1) == 0
+    shutil.copytree(tmp_path / "one" / "vae", tmp_path / "two" / "vae")
+    assert run("image", like, tmp_path / "one", 3) == 0
+    how = f"image --like {like} --out {tmp_path / 'two'} --steps 3 --batch 2 --clips 6 --size 32 --frames 3 --ema 0.9"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(Path(train.__file__)), *how.split(), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "image.checkpoint.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.startswith("adam.exp_avg."):                                 # linear in the gradients
+            assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both processes see the same half
+    assert run("image", like, tmp_path / "two", 4) == 0                      # one process goes on where two stopped
 
 
 def test_a_video_model_can_start_from_another(like, tmp_path, capsys):
