@@ -153,10 +153,12 @@ class Clip:
 class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
-    windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if no clip will do.
+    held_out: of every tenth clip, which are kept from training, or of all others; below ten clips none can be spared, and
+    both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if no
+    clip will do.
     """
 
-    def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, windows=()):
+    def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
         self.count, self.frames, self.rates, self.size, self.seed = count, frames, windows or (fps,), size, seed
         folder, self.clips, self.skipped = Path(folder), [], defaultdict(list)
         if not folder.is_dir():
@@ -180,12 +182,17 @@ class ClipSet(torch.utils.data.Dataset):
                 self.skipped["has no caption"].append(path.name)
         if not self.clips:
             raise ValueError(f"{folder}: no clip to train on; {self.summary()}")
+        self.found = len(self.clips)
+        if self.found >= 10:
+            self.clips = [clip for i, clip in enumerate(self.clips) if (i % 10 == 9) == held_out]
 
     def summary(self):
         """One line on what was found, and on what was skipped and why."""
         lengths = sorted(clip.seconds for clip in self.clips) or [0]
         said = [f"{len(self.clips)} clips with {len({clip.caption for clip in self.clips})} captions, "
                 f"{lengths[0]:.1f} to {lengths[-1]:.1f} s long, half of them under {lengths[len(lengths) // 2]:.1f} s"]
+        spared = getattr(self, "found", 0) - len(self.clips)
+        said.append(f"{spared} more kept out" if spared else "too few to keep some out")
         for reason, names in self.skipped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"skipped {len(names)}: {reason} ({', '.join(names[:3])}{more})")

@@ -39,6 +39,7 @@ from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from clips import ClipSet
 from data import ToySet, from_pixels
 from microcinema import between
+from report import Report
 from sampler import add_noise, appearance_noise
 from unet3d import Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, UNet3D, Upsample
 from vae import AutoencoderKL
@@ -90,13 +91,17 @@ class Objective(nn.Module):
         return self.loss_of(*tensors)
 
 
-def fit(model, draw, loss_of, groups, save, args):
+BUCKETS = 5                                                                  # of the diffusion steps, to validate in
+
+
+def fit(model, draw, loss_of, groups, save, args, validate=dict):
     """Trains `model` for args.steps steps and hands its averaged weights to `save`.
 
     draw(step, generator) -> the tensors of one batch; loss_of(*tensors) -> its loss. All randomness of a step comes
     from its generator, seeded by the run's seed and the step's number: a resumed run draws what the unbroken would.
     Under torchrun each of args.world processes draws the whole batch, takes its share of it, and DDP averages their
     gradients: the same steps as one process would take, and a checkpoint that does not know how many they were.
+    validate() -> {name: loss} at each checkpoint. The numbers are in STAGE.csv, and drawn in STAGE.png, of --out.
     """
     if args.batch % args.world or args.cuda_graph and args.world > 1:
         raise ValueError(f"{args.world} processes: want a --batch that they can share evenly, and no --cuda-graph")
@@ -141,7 +146,8 @@ def fit(model, draw, loss_of, groups, save, args):
 
     if args.cuda_graph:
         backward = replay(backward, batch(start), optimizer)
-    running, began = None, time.monotonic()
+    running, began, bad = None, time.monotonic(), torch.full((), -1, device=args.device)
+    report = Report(args.out / f"{args.stage}.csv", list(validate()), start) if args.rank == 0 else None
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=args.stage, mininterval=2,
                     disable=args.rank > 0)
     for step in progress:
@@ -149,7 +155,8 @@ def fit(model, draw, loss_of, groups, save, args):
         scale = min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9))
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * scale
-        value = backward(*batch(step))
+        value = backward(*batch(step)).detach()
+        bad = torch.where((bad < 0) & ~value.isfinite(), step, bad)          # looked at now and then: it waits for a GPU
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not args.cuda_graph)
@@ -159,13 +166,17 @@ def fit(model, draw, loss_of, groups, save, args):
         due = last or (step + 1) % args.save_every == 0
         if step % 50 == 0 or due:
             now = agreed(value.item(), args)
-            if not np.isfinite(now):
-                raise ValueError(f"the loss is {now} at step {step}; the last good checkpoint is {path}")
+            if not np.isfinite(now) or bad >= 0:
+                good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                raise ValueError(f"the loss is not finite at step {max(bad.item(), 0) or step}; {good}")
             running = now if running is None else 0.9 * running + 0.1 * now
             progress.set_postfix(loss=f"{running:.4f}")
+            if args.rank == 0:
+                report.add(step + 1, time.monotonic() - began, now, **validate() if due else {})
         if due and args.rank == 0:
             checkpoint(path, state(), step + 1)
             save(ema)
+            report.draw()
             tqdm.write(f"{args.stage} step {step + 1}: loss {running:.4f}")
         if last:
             break
@@ -216,12 +227,12 @@ def compile_blocks(model):
             part.compile(dynamic=False)
 
 
-def dataset(args, count, frames, windows=()):
-    """`count` clips of the toy set, or windows of the clips in the folder --data."""
-    if args.data is None:
-        return ToySet(count, frames, args.fps, args.size, args.seed, windows=windows)
-    found = ClipSet(args.data, count, frames, args.fps, args.size, args.seed, windows)
-    print(f"{args.data}: {found.summary()}")
+def dataset(args, count, frames, windows=(), held_out=False):
+    """`count` clips of the toy set, or windows of the clips in the folder --data; of the tenth that is kept out, or not."""
+    kind, where = (ToySet, ()) if args.data is None else (ClipSet, (args.data,))
+    found = kind(*where, count, frames, args.fps, args.size, args.seed, held_out, windows)
+    if args.data and not held_out:
+        print(f"{args.data}: {found.summary()}")
     return found
 
 
@@ -232,21 +243,21 @@ def batches(args, clips, indices):
 
 
 @torch.no_grad()
-def encode_all(vae, scale, tokenizer, args, frames, windows=()):
-    """--clips clips once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
+def encode_all(vae, scale, tokenizer, args, clips):
+    """Clips once through the autoencoder: latents [clips, 4, n, h, w] and token ids [clips, 77], in memory.
 
     The latents are the means of the posterior, multiplied by the scale factor.
     """
-    latents, ids, clips = [], [], dataset(args, args.clips, frames, windows)
-    rounds = -(-args.clips // args.world)                                    # each process encodes every world-th clip
-    mine = [i % args.clips for i in range(args.rank, rounds * args.world, args.world)]
+    latents, ids = [], []
+    rounds = -(-len(clips) // args.world)                                    # each process encodes every world-th clip
+    mine = [i % len(clips) for i in range(args.rank, rounds * args.world, args.world)]
     for batch in tqdm(batches(args, clips, mine), desc="encoding the clips", mininterval=2, disable=args.rank > 0):
         x = from_pixels(batch["frames"].to(args.device))                     # [b, 3, n, H, W]
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
-        latents.append((mean.float() * scale).unflatten(0, (len(x), frames)).transpose(1, 2).half())
+        latents.append((mean.float() * scale).unflatten(0, (len(x), -1)).transpose(1, 2).half())
         ids.append(tokenizer(batch["caption"]))
-    return [gathered(torch.cat(x).to(args.device), args)[:args.clips] for x in (latents, ids)]
+    return [gathered(torch.cat(x).to(args.device), args)[:len(clips)] for x in (latents, ids)]
 
 
 def gathered(x, args):
@@ -327,7 +338,9 @@ def train_image(args):
     wait_for_all(args)
     schedule = schedule_for_eq_5(args)
     tokenizer = Tokenizer.load(args.out)
-    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, frames=1)
+    encode = lambda clips: encode_all(vae.to(args.device), scale, tokenizer, args, clips)
+    z, ids = encode(dataset(args, args.clips, 1))
+    kept_out = encode(dataset(args, 32, 1, held_out=True))
     print(f"latents: mean {z.float().mean():.3f}, deviation {z.float().std():.3f}")
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
     if args.compile:
@@ -344,7 +357,8 @@ def train_image(args):
         weights.save(part("text_encoder."), text_config, args.out / "text_encoder", stem="model")
 
     fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
-        [{"params": list(model.parameters()), "lr": args.lr}], save, args)
+        [{"params": list(model.parameters()), "lr": args.lr}], save, args,
+        lambda: by_bucket(loss_of, *kept_out, schedule))
 
 
 def train_video(args):
@@ -385,7 +399,9 @@ def train_motion(model, config, args, n, condition_of, windows=()):
     if args.compile:
         compile_blocks(model)
     schedule = schedule_for_eq_5(args)
-    z, ids = encode_all(vae.to(args.device), scale, tokenizer, args, n, windows)
+    encode = lambda clips: encode_all(vae.to(args.device), scale, tokenizer, args, clips)
+    z, ids = encode(dataset(args, args.clips, n, windows))
+    kept_out = encode(dataset(args, 32, n, windows, held_out=True))
     empty = tokenizer([""]).to(args.device)
 
     def loss_of(z_0, text_ids, t, eps_n):
@@ -395,7 +411,22 @@ def train_motion(model, config, args, n, condition_of, windows=()):
 
     fit(model, lambda step, generator: draw_batch(z, ids, empty, schedule, generator, args), loss_of,
         parameter_groups(model, args.lr_temporal, args.lr_spatial),
-        lambda tensors: weights.save(tensors, config, args.out / args.stage), args)
+        lambda tensors: weights.save(tensors, config, args.out / args.stage), args,
+        lambda: by_bucket(loss_of, *kept_out, schedule))
+
+
+@torch.no_grad()
+def by_bucket(loss_of, z, ids, schedule):
+    """The loss on clips that were kept out, the same clips, steps and noise each time: {"t 0-199": loss, ...}."""
+    generator, last = torch.Generator(z.device).manual_seed(0), len(schedule.alpha_bar)
+    losses, z_0 = {}, z.float()
+    for k in range(BUCKETS):
+        low, high = k * last // BUCKETS, (k + 1) * last // BUCKETS
+        t = torch.randint(low, high, (len(z),), generator=generator, device=z.device)
+        eps_n = torch.randn(z_0.shape, generator=generator, device=z.device)
+        with torch.compiler.set_stance("force_eager"):                       # not worth a minute of compiling
+            losses[f"t {low}-{high - 1}"] = loss_of(z_0, ids, t, eps_n).item()
+    return losses
 
 
 def draw_batch(z, ids, empty, schedule, generator, args):

@@ -113,6 +113,17 @@ def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
         found[0]
 
 
+def test_every_tenth_clip_is_kept_out(tmp_path):
+    """Twenty clips: two are never trained on. Of nine, none can be spared."""
+    for k in range(20):
+        write_clip(tmp_path / f"{k:02d}.gif", 12)
+    describe(tmp_path, **{f"{k:02d}__gif": f"number {k}" for k in range(20)})
+    trained, kept = (ClipSet(tmp_path, 4, 3, 4, size=8, held_out=held_out).captions() for held_out in (False, True))
+    assert kept == ["number 9", "number 19"] and len(trained) == 18 and not set(kept) & set(trained)
+    describe(tmp_path, **{f"{k:02d}__gif": f"number {k}" for k in range(9)})
+    assert len(ClipSet(tmp_path, 4, 3, 4, size=8, held_out=True).clips) == 9
+
+
 def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
     """No such folder, an empty one, broken metadata, two kinds of it: through the commands, exit code 2."""
     write_clip(tmp_path / "words" / "a.gif")

@@ -1,4 +1,5 @@
 """Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
+import csv
 import os
 import shutil
 import subprocess
@@ -121,6 +122,11 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         for key, tensor in whole.items():                                    # breaks if the data starts again from 0
             assert torch.equal(tensor, halves[key]), (stage, key)
         assert weights.main([str(tmp_path / "whole" / name)]) == 0           # the map can be drawn of it, too
+        tables = [list(csv.DictReader(open(tmp_path / half / f"{stage}.csv"))) for half in ("whole", "halves")]
+        for row in tables[0] + tables[1]:
+            del row["seconds"]
+        assert tables[0][-1] == tables[1][-1] and tables[0][-1]["step"] == "4"
+        assert (tmp_path / "whole" / f"{stage}.png").is_file()
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
@@ -186,3 +192,31 @@ def test_a_v_prediction_model_is_not_trained_by_eq_5(like, tmp_path, capsys):
     assert run("image", tmp_path / "v", tmp_path / "out", 1) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "v-prediction" in said and not (tmp_path / "out" / "unet").exists()
+
+
+def test_the_loss_by_bucket_tells_where_a_model_is_wrong():
+    """An oracle for t below 400 that knows nothing above: which of the five buckets are zero? Twice the same numbers?"""
+    z, ids = torch.randn(6, 4, 3, 4, 4).half(), torch.zeros(6, 5, dtype=torch.long)
+
+    def loss_of(z_0, ids, t, eps_n):
+        return ((eps_n * (t >= 400).view(-1, 1, 1, 1, 1)) ** 2).mean()
+    losses = train.by_bucket(loss_of, z, ids, SCHEDULE)
+    assert list(losses) == ["t 0-199", "t 200-399", "t 400-599", "t 600-799", "t 800-999"]
+    assert [round(loss) for loss in losses.values()] == [0, 0, 1, 1, 1]      # breaks if a bucket draws all t
+    assert losses == train.by_bucket(loss_of, z, ids, SCHEDULE)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_path, monkeypatch, capsys):
+    """At step 3 the loss is NaN. What is said, and which weights are left? Those of step 2."""
+    assert run("vae", like, tmp_path, 2) == 0
+    before = (tmp_path / "vae.checkpoint.safetensors").read_bytes()
+    real, steps = torch.Tensor.backward, []
+
+    def poisoned(value, *how):
+        steps.append(value.data.fill_(float("nan")) if len(steps) == 1 else None)
+        return real(value, *how)
+    monkeypatch.setattr(torch.Tensor, "backward", poisoned)
+    assert run("vae", like, tmp_path, 6) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite at step 3" in said and "vae.checkpoint" in said
+    assert (tmp_path / "vae.checkpoint.safetensors").read_bytes() == before
