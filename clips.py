@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import centre, check_output, contact_sheet, _beside
+from files import beside, centre, check_output, contact_sheet
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -238,7 +238,7 @@ def main(argv=None):
         check_output(args.out)
         clips = ClipSet(args.folder, args.rows, args.frames, args.fps, args.size, args.seed)
         items = [clips[i] for i in range(args.rows)]
-        with _beside(args.out) as part:
+        with beside(args.out) as part:
             contact_sheet(*[item["frames"].permute(1, 2, 3, 0).numpy() for item in items],
                           captions=[item["caption"] for item in items]).save(part)
     except (ValueError, OSError) as error:

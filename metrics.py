@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import CENTRE, COLOURS, MOTIONS, ROUND, SECONDS, SHAPES, SPEEDS, STILL, frame_times, from_pixels, render
-from data import sample_scene, to_pixels, track
+from data import CENTRE, COLOURS, MOTIONS, ROUND, SECONDS, SHAPES, SPEEDS, STILL, frame_times, render, sample_scene
+from data import track
+from files import from_pixels, to_pixels
 from microcinema import MicroCinema, between
 
 FAINTEST = 60                       # of 255: backgrounds stay below half of it, things reach 130 and more

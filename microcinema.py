@@ -31,7 +31,7 @@ from tqdm import tqdm
 import weights
 from appearnet import VideoModel
 from clip import Tokenizer
-from data import ENDINGS, check_output, read_picture, to_pixels, write_video
+from files import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, appearance_noise, guide
 from upscaler import load_upscaler
 

@@ -37,7 +37,8 @@ import weights
 from appearnet import Spade, VideoModel, is_new
 from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from clips import ClipSet
-from data import ToySet, from_pixels
+from data import ToySet
+from files import from_pixels
 from microcinema import between
 from report import Report
 from sampler import add_noise, appearance_noise

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from data import from_pixels, to_pixels
+from files import from_pixels, to_pixels
 
 REAL_ESRGAN = Path(__file__).parent / "upscaler" / "realesr-animevideov3-x4.fp16.safetensors"
 

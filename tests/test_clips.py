@@ -10,7 +10,7 @@ from PIL import Image
 from test_train import write_configs
 
 import clips
-import data
+import files
 import train
 from clips import ClipSet
 
@@ -145,7 +145,7 @@ def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
 def test_films_are_read_through_ffmpeg(tmp_path):
     """Twelve greys at 8 fps, written as mp4 and read at 4 fps: every other one, to the precision of the film."""
     greys = torch.arange(0, 240, 20, dtype=torch.uint8)
-    data.write_video(greys.view(1, 12, 1, 1).expand(3, 12, 32, 32).contiguous(), tmp_path / "a.mp4", fps=8)
+    files.write_video(greys.view(1, 12, 1, 1).expand(3, 12, 32, 32).contiguous(), tmp_path / "a.mp4", fps=8)
     assert clips.clip_seconds(tmp_path / "a.mp4") == pytest.approx(1.5, abs=0.15)
     frames = clips.read_clip(tmp_path / "a.mp4", np.array([0.0, 0.25, 0.5, 0.75]), 16)
     assert np.allclose(frames[:, 8, 8, 0], [0, 40, 80, 120], atol=25)

@@ -14,7 +14,8 @@ from test_unet3d import golden
 from test_vae import golden as golden_vae
 from torch.testing import assert_close
 
-from data import from_pixels, render, sample_scene
+from data import render, sample_scene
+from files import from_pixels
 from microcinema import MicroCinema, between, main, noise
 from sampler import NoiseSchedule, ddim, guide
 

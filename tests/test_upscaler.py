@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data import from_pixels, render, scene_of
+from data import render, scene_of
+from files import from_pixels
 from microcinema import MicroCinema
 from upscaler import SRVGG, load_upscaler
 
