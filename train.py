@@ -23,6 +23,8 @@ import math
 import os
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 import weights
@@ -104,8 +107,10 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
     gradients: the same steps as one process would take, and a checkpoint that does not know how many they were.
     validate() -> {name: loss} at each checkpoint. The numbers are in STAGE.csv, and drawn in STAGE.png, of --out.
     """
-    if args.batch % args.world or args.cuda_graph and args.world > 1:
-        raise ValueError(f"{args.world} processes: want a --batch that they can share evenly, and no --cuda-graph")
+    if args.batch % (args.world * args.accumulate):
+        raise ValueError(f"--batch {args.batch}: want a multiple of {args.world} processes x --accumulate {args.accumulate}")
+    if args.cuda_graph and args.world * args.accumulate > 1:
+        raise ValueError("--cuda-graph: want one process and no --accumulate")
     path, start, part = args.out / f"{args.stage}.checkpoint.safetensors", 0, args.out / PARTS[args.stage]
     if any(part.glob("*.safetensors")) and not path.exists():
         raise ValueError(f"{part}: holds trained weights already; name another --out, or move them away")
@@ -139,11 +144,16 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
     if args.world > 1:
         objective = DistributedDataParallel(objective)
 
-    def backward(*tensors):
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
-            value = objective(*tensors)
-        value.backward()
-        return value
+    def backward(*tensors):                                                  # in --accumulate parts, one after the other
+        total = 0
+        for i, part in enumerate(zip(*(x.chunk(args.accumulate) for x in tensors), strict=True), 1):
+            more = args.world > 1 and i < args.accumulate                    # the processes share gradients at the end
+            with objective.no_sync() if more else nullcontext(), \
+                    torch.autocast(args.device, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
+                value = objective(*part) / args.accumulate
+            value.backward()
+            total = total + value.detach()
+        return total
 
     if args.cuda_graph:
         backward = replay(backward, batch(start), optimizer)
@@ -156,7 +166,7 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
         scale = min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9))
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * scale
-        value = backward(*batch(step)).detach()
+        value = backward(*batch(step))
         bad = torch.where((bad < 0) & ~value.isfinite(), step, bad)          # looked at now and then: it waits for a GPU
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -226,6 +236,13 @@ def compile_blocks(model):
     for part in model.modules():
         if isinstance(part, (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)):
             part.compile(dynamic=False)
+
+
+def checkpoint_blocks(model):
+    """Keeps no activation from inside a block but computes them again on the way back: less memory, more time."""
+    for part in model.modules():
+        if isinstance(part, (ResnetBlock, SpatialTransformer, TemporalAttention)):
+            part.forward = partial(recompute, part.forward, use_reentrant=False)
 
 
 def dataset(args, count, frames, windows=(), held_out=False):
@@ -397,6 +414,8 @@ def train_motion(model, config, args, n, condition_of, windows=()):
     vae, scale = weights.load_vae(args.out)
     text_encoder, tokenizer = weights.load_text_encoder(args.out).to(args.device), Tokenizer.load(args.out)
     model.to(args.device).train()
+    if args.checkpointing:
+        checkpoint_blocks(model)
     if args.compile:
         compile_blocks(model)
     schedule = schedule_for_eq_5(args)
@@ -473,11 +492,13 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="of the data, the first weights and all noise")
     add("--save-every", type=int, default=1000, help="steps between checkpoints")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--accumulate", type=int, default=1, help="compute each batch in this many parts: less memory, the same step")
+    add("--checkpointing", action="store_true", help="video, tsr: gradient checkpointing, less memory for more time")
     add("--bf16", action="store_true", help="compute in bfloat16 where it is safe; the weights stay float32")
     add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
     add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
     args = parser.parse_args(argv)
-    for name in ("steps", "batch", "clips", "size", "frames", "save_every"):
+    for name in ("steps", "batch", "clips", "size", "frames", "save_every", "accumulate"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: want 1 or more")
     if args.fps <= 0:
