@@ -1,15 +1,15 @@
 """Folders of real clips: Sec. 4 "Datasets", for a set of one's own in the place of WebVid-10M.
 
-in    a folder with GIF, WebP, APNG, folders of pictures, and mp4, webm, mkv, mov, avi where the program ffmpeg is on the
-      PATH; captions in metadata.jsonl or metadata.csv (file_name, text; or WebVid's videoid, page_dir, name), or in a
+in    a folder with GIF, WebP, APNG, folders of pictures, and mp4, webm, mkv, mov, avi where the program ffmpeg is on
+      the PATH; captions in metadata.jsonl or metadata.csv (file_name, text; or WebVid's videoid, page_dir, name), or in a
       .txt beside each clip
 out   ClipSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str}, as data.ToySet gives them
-here  ClipSet, and its .summary() of what was found, and what was skipped and why; read_captions, clip_seconds, read_clip
+here  ClipSet, and its .summary() of what was found, and skipped, and why; read_captions, clip_seconds, read_clip
 
     python clips.py my_clips/ --out sheet.png           # the summary, and a contact sheet of windows
 
-ours  Frames are read by time, not by number: real files have frames of unequal duration. A window of n frames at a fixed
-      rate starts at a random place of the clip, another each time it is drawn. What cannot be read, is too short or has
+ours  Frames are read by time, not by number: real files have frames of unequal duration. A window of n frames at a
+      fixed rate starts at a random place of its clip. What cannot be read, is too short or has
       no caption is skipped and named; it never becomes a picture of zeros.
 """
 
@@ -54,7 +54,7 @@ def read_rows(file):
 
 
 def read_captions(folder):
-    """{path of a clip: {"text": caption or "", "fps": of a folder of pictures}} of all that metadata or .txt files name."""
+    """{path of a clip: {"text": caption or "", "fps": of a folder of pictures}} of all that are named."""
     files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
@@ -69,8 +69,8 @@ def read_captions(folder):
         elif row.get("videoid"):                                    # WebVid's columns
             path, text = folder / (row.get("page_dir") or "") / f"{row['videoid']}.mp4", row.get("name")
         else:
-            raise ValueError(f"{files[0]}: wants the columns file_name and text, or WebVid's videoid, page_dir and name; "
-                             f"has {', '.join(row)}")
+            raise ValueError(f"{files[0]}: wants the columns file_name and text, or WebVid's videoid, page_dir "
+                             f"and name; has {', '.join(row)}")
         captions[path] = {"text": (text or "").strip(), "fps": float(row.get("fps") or FOLDER_FPS)}
     return captions
 
@@ -101,8 +101,8 @@ def clip_seconds(path, fps=FOLDER_FPS):
     if path.suffix.lower() in FILMS:
         if not shutil.which("ffmpeg"):
             raise ValueError("takes the program ffmpeg, which is not on the PATH")
-        said = subprocess.run(["ffmpeg", "-hide_banner", "-i", str(path)], capture_output=True).stderr.decode(errors="replace")
-        found = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said)
+        said = subprocess.run(["ffmpeg", "-hide_banner", "-i", str(path)], capture_output=True).stderr
+        found = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said.decode(errors="replace"))
         if not found:
             raise ValueError("cannot be read as a film")
         return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) - 0.1      # the last frames may not be whole
@@ -115,15 +115,15 @@ def clip_seconds(path, fps=FOLDER_FPS):
 
 
 def read_clip(path, times, size, fps=FOLDER_FPS):
-    """The frames that show at these seconds, even steps apart, centre squares of `size` pixels: uint8 [n, size, size, 3].
+    """The frames that show at these seconds, even steps apart, centre squares of size pixels: uint8 [n, size, size, 3].
 
     ValueError if the clip ends before the last of them.
     """
     if path.suffix.lower() in FILMS and not path.is_dir():
         rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
         square = f"fps={rate},scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}"
-        command = ["ffmpeg", "-v", "error", "-ss", str(times[0]), "-i", str(path), "-vf", square, "-frames:v", str(len(times)),
-                   "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        command = ["ffmpeg", "-v", "error", "-ss", str(times[0]), "-i", str(path), "-vf", square,
+                   "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
         raw = np.frombuffer(subprocess.run(command, capture_output=True).stdout, np.uint8)
         if raw.size != len(times) * size * size * 3:
             raise ValueError(f"{path}: ends before {times[-1]:.2f} s")
@@ -153,8 +153,8 @@ class Clip:
 class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
-    held_out: of every tenth clip, which are kept from training, or of all others; below ten clips none can be spared, and
-    both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if no
+    held_out: of every tenth clip, which are kept from training, or of all others; below ten clips none can be spared,
+    and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if no
     clip will do.
     """
 

@@ -167,8 +167,8 @@ def write_video(frames, path, fps=2.0):
     looping forever; returns path.
 
     Frames wait on disk, in a file without a name, so that no two need be in memory; the file at `path` is written
-    beside its place and renamed, so it never holds half a video. (In a GIF or WebP, frames that do not differ are stored as
-    one that lasts longer; Pillow holds the pictures of GIF, WebP and APNG in memory while it saves them.)
+    beside its place and renamed, so it never holds half a video. (In a GIF or WebP, frames that do not differ are
+    stored as one that lasts longer; Pillow holds the pictures of GIF, WebP and APNG in memory while it saves them.)
     """
     path = Path(path)
     check_output(path)

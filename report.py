@@ -3,8 +3,8 @@
 in    the numbers of a step
 out   STAGE.csv (step, seconds, loss, and now and then the loss by diffusion step on clips kept out) and STAGE.png
 here  Report, draw_curves
-ours  Everything. Eq. 5 is mostly noise that nobody can predict, so its mean hardly moves while a model learns; by bucket
-      of t, on the same noise each time, "flat" can be told from "learning".
+ours  Everything. Eq. 5 is mostly noise that nobody can predict, so its mean hardly moves while a model learns; by
+      bucket of t, on the same noise each time, "flat" can be told from "learning".
 """
 
 import csv

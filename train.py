@@ -108,7 +108,8 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
     validate() -> {name: loss} at each checkpoint. The numbers are in STAGE.csv, and drawn in STAGE.png, of --out.
     """
     if args.batch % (args.world * args.accumulate):
-        raise ValueError(f"--batch {args.batch}: want a multiple of {args.world} processes x --accumulate {args.accumulate}")
+        raise ValueError(f"--batch {args.batch}: want a multiple of {args.world} processes x "
+                         f"--accumulate {args.accumulate}")
     if args.cuda_graph and args.world * args.accumulate > 1:
         raise ValueError("--cuda-graph: want one process and no --accumulate")
     path, start, part = args.out / f"{args.stage}.checkpoint.safetensors", 0, args.out / PARTS[args.stage]
@@ -144,7 +145,7 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
     if args.world > 1:
         objective = DistributedDataParallel(objective)
 
-    def backward(*tensors):                                                  # in --accumulate parts, one after the other
+    def backward(*tensors):                                                  # in --accumulate parts, one by one
         total = 0
         for i, part in enumerate(zip(*(x.chunk(args.accumulate) for x in tensors), strict=True), 1):
             more = args.world > 1 and i < args.accumulate                    # the processes share gradients at the end
@@ -167,7 +168,7 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * scale
         value = backward(*batch(step))
-        bad = torch.where((bad < 0) & ~value.isfinite(), step, bad)          # looked at now and then: it waits for a GPU
+        bad = torch.where((bad < 0) & ~value.isfinite(), step, bad)          # read now and then: a GPU is waited for
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not args.cuda_graph)
@@ -246,7 +247,7 @@ def checkpoint_blocks(model):
 
 
 def dataset(args, count, frames, windows=(), held_out=False):
-    """`count` clips of the toy set, or windows of the clips in the folder --data; of the tenth that is kept out, or not."""
+    """`count` clips of the toy set, or windows of the clips in --data; of the tenth that is kept out, or not."""
     kind, where = (ToySet, ()) if args.data is None else (ClipSet, (args.data,))
     found = kind(*where, count, frames, args.fps, args.size, args.seed, held_out, windows)
     if args.data and not held_out:

@@ -3,8 +3,8 @@
     python tests/bench.py                     toy size; beside diffusers' UNet3DConditionModel where that is installed
     python tests/bench.py --sd21              SD2.1 at 320x320, 9 frames, random weights, bfloat16: for a large GPU
 
-Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling, which
-is what a large matrix product of the same dtype reaches on the same machine a moment before.
+Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling,
+which is what a large matrix product of the same dtype reaches on the same machine a moment before.
 """
 
 import argparse
@@ -162,11 +162,12 @@ def sd21(device):
 def toy(device):
     """The toy model's guided call; its U-Net alone beside diffusers' of the same widths."""
     best, model = ceiling(device, torch.float32), weights.load_video(TOY).to(device)
-    z, text, t = torch.randn(2, 4, 9, 16, 16, device=device), torch.randn(2, 77, 128, device=device), torch.tensor([500] * 2)
+    z, text = torch.randn(2, 4, 9, 16, 16, device=device), torch.randn(2, 77, 128, device=device)
+    t = torch.tensor([500, 500], device=device)
     print(f"{device}, torch {torch.__version__}: ceiling {best / 1e12:.2f} TFLOP/s in float32")
     with torch.inference_mode():
-        row("one guided call, U-Net and AppearNet", lambda: model(z, t.to(device), z[:, :, 4:5], text), device, best)
-        ours = row("its U-Net alone", lambda: model.unet(z, t.to(device), text), device, best)
+        row("one guided call, U-Net and AppearNet", lambda: model(z, t, z[:, :, 4:5], text), device, best)
+        ours = row("its U-Net alone", lambda: model.unet(z, t, text), device, best)
         try:
             from diffusers import UNet3DConditionModel
         except ImportError:
@@ -178,7 +179,7 @@ def toy(device):
             down_block_types=["CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"],
             up_block_types=["UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"], norm_num_groups=8,
             cross_attention_dim=128, attention_head_dim=16).to(device).eval()
-        other = row("diffusers' UNet3DConditionModel", lambda: theirs(z, t.to(device), text), device, best)
+        other = row("diffusers' UNet3DConditionModel", lambda: theirs(z, t, text), device, best)
     print(f"ratio {other / ours:.2f}")
 
 

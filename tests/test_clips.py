@@ -133,8 +133,8 @@ def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
     shutil.copytree(tmp_path / "columns", tmp_path / "both")
     (tmp_path / "both" / "metadata.jsonl").touch()
     (tmp_path / "empty").mkdir()
-    for name, says in (("nowhere", "no such folder"), ("empty", "no clip"), ("words", "line 2"), ("columns", "file_name"),
-                       ("both", "keep one")):
+    for name, says in (("nowhere", "no such folder"), ("empty", "no clip"), ("words", "line 2"),
+                       ("columns", "file_name"), ("both", "keep one")):
         assert clips.main([str(tmp_path / name), "--out", str(tmp_path / "x.png")]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("clips.py: ") and says in said

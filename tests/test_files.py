@@ -14,7 +14,7 @@ from data import ToySet
 def test_every_pixel_value_returns():
     """0..255 to [-1, 1] and back: is anything lost? What becomes of 1.3, which a decoder may well say?"""
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(files.to_pixels(files.from_pixels(every)), every)      # breaks if to_pixels cuts instead of rounds
+    assert torch.equal(files.to_pixels(files.from_pixels(every)), every)      # breaks if to_pixels cuts
     assert files.from_pixels(every)[[0, 255]].tolist() == [-1, 1]
     assert files.to_pixels(torch.tensor([1.3, -7.0, 0.0])).tolist() == [255, 0, 128]
 

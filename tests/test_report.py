@@ -8,7 +8,7 @@ from report import Report, draw_curves
 
 
 def test_a_stopped_run_goes_on_in_its_table(tmp_path):
-    """Rows for steps 50, 100 and 150; the run died and goes on from its checkpoint at 100. Which rows are there then?"""
+    """Rows for steps 50, 100 and 150; the run died and goes on from its checkpoint at 100. Which rows are there?"""
     first = Report(tmp_path / "video.csv", ["t 0-499"])
     for step in (50, 100, 150):
         first.add(step, step / 10, 1 / step, **{"t 0-499": 0.5} if step == 100 else {})

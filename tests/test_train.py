@@ -164,7 +164,7 @@ def test_parts_of_a_batch_add_up_to_its_step(like, tmp_path):
 
 
 def test_two_processes_take_the_steps_of_one(like, tmp_path):
-    """torchrun with two processes, each with half of every batch: are the averaged gradients those of the whole batch?"""
+    """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
     assert run("vae", like, tmp_path / "one", 1) == 0
     shutil.copytree(tmp_path / "one" / "vae", tmp_path / "two" / "vae")
     assert run("image", like, tmp_path / "one", 3) == 0
@@ -177,7 +177,7 @@ def test_two_processes_take_the_steps_of_one(like, tmp_path):
     assert one.keys() == two.keys()
     for name in one:
         if name.startswith("adam.exp_avg."):                                 # linear in the gradients
-            assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both processes see the same half
+            assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both see the same half
     assert run("image", like, tmp_path / "two", 4) == 0                      # one process goes on where two stopped
 
 
@@ -225,7 +225,7 @@ def test_a_v_prediction_model_is_not_trained_by_eq_5(like, tmp_path, capsys):
 
 
 def test_the_loss_by_bucket_tells_where_a_model_is_wrong():
-    """An oracle for t below 400 that knows nothing above: which of the five buckets are zero? Twice the same numbers?"""
+    """An oracle for t below 400 that knows nothing above: which of five buckets are zero? Twice the same?"""
     z, ids = torch.randn(6, 4, 3, 4, 4).half(), torch.zeros(6, 5, dtype=torch.long)
 
     def loss_of(z_0, ids, t, eps_n):
