@@ -1,8 +1,8 @@
 """Folders of real clips: Sec. 4 "Datasets", for a set of one's own in the place of WebVid-10M.
 
 in    a folder with GIF, WebP, APNG, folders of pictures, and mp4, webm, mkv, mov, avi where the program ffmpeg is on
-      the PATH; captions in metadata.jsonl or metadata.csv (file_name, text; or WebVid's videoid, page_dir, name), or in a
-      .txt beside each clip
+      the PATH; captions in metadata.jsonl or metadata.csv (file_name, text; or WebVid's videoid, page_dir, name), or in
+      a .txt beside each clip
 out   ClipSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str}, as data.ToySet gives them
 here  ClipSet, and its .summary() of what was found, and skipped, and why; read_captions, clip_seconds, read_clip
 
@@ -54,8 +54,12 @@ def read_rows(file):
 
 
 def read_captions(folder):
-    """{path of a clip: {"text": caption or "", "fps": of a folder of pictures}} of all that are named."""
-    files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
+    """{path of a clip: {"text": caption or "", "fps": of a folder of pictures}} of all that are named; `folder` may be
+    a metadata file, too."""
+    if folder.is_file():
+        files, folder = [folder], folder.parent
+    else:
+        files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:
@@ -154,15 +158,15 @@ class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
     held_out: of every tenth clip, which are kept from training, or of all others; below ten clips none can be spared,
-    and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if no
-    clip will do.
+    and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if
+    no clip will do.
     """
 
     def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
         self.count, self.frames, self.rates, self.size, self.seed = count, frames, windows or (fps,), size, seed
-        folder, self.clips, self.skipped = Path(folder), [], defaultdict(list)
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder of clips")
+        folder, self.clips, self.spared, self.skipped = Path(folder), [], [], defaultdict(list)
+        if not folder.exists():
+            raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
         captions = read_captions(folder)
         needed = (frames - 1) / min(self.rates)
         for path, row in tqdm(captions.items(), desc="looking at the clips", mininterval=2):
@@ -177,22 +181,21 @@ class ClipSet(torch.utils.data.Dataset):
             except (ValueError, OSError) as error:
                 self.skipped[str(error)].append(path.name)
         known = set(captions)
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix.lower() in (*ANIMATIONS, *FILMS) and not known & {path, *path.parents}:
                 self.skipped["has no caption"].append(path.name)
         if not self.clips:
             raise ValueError(f"{folder}: no clip to train on; {self.summary()}")
-        self.found = len(self.clips)
-        if self.found >= 10:
-            self.clips = [clip for i, clip in enumerate(self.clips) if (i % 10 == 9) == held_out]
+        if len(self.clips) >= 10:
+            kept = [[clip for i, clip in enumerate(self.clips) if (i % 10 == 9) == part] for part in (False, True)]
+            self.clips, self.spared = kept[held_out], kept[not held_out]
 
     def summary(self):
         """One line on what was found, and on what was skipped and why."""
         lengths = sorted(clip.seconds for clip in self.clips) or [0]
         said = [f"{len(self.clips)} clips with {len({clip.caption for clip in self.clips})} captions, "
                 f"{lengths[0]:.1f} to {lengths[-1]:.1f} s long, half of them under {lengths[len(lengths) // 2]:.1f} s"]
-        spared = getattr(self, "found", 0) - len(self.clips)
-        said.append(f"{spared} more kept out" if spared else "too few to keep some out")
+        said.append(f"{len(self.spared)} more kept out" if self.spared else "too few to keep some out")
         for reason, names in self.skipped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"skipped {len(names)}: {reason} ({', '.join(names[:3])}{more})")

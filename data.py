@@ -12,6 +12,7 @@ ours  The paper trains on WebVid-10M (withdrawn in February 2024). Here every cl
 Places and sizes are fractions of the picture, x to the right and y down; angles are radians, clockwise on the screen.
 
     python data.py --out toyset.png --seed 0            # a contact sheet of the set: one clip a row, its caption below
+    python data.py filter my_clips/                     # the paper's filter on a folder of real clips: filtering.py
 """
 import argparse, math, sys
 from dataclasses import dataclass
@@ -333,7 +334,10 @@ class ToySet(torch.utils.data.Dataset):
 
 
 def main():
-    """Draws the contact sheet; see the top of the file."""
+    """Draws the contact sheet, or filters a folder of clips; see the top of the file."""
+    if sys.argv[1:2] == ["filter"]:
+        import filtering                                            # which reads clips.py and clip.py, not needed else
+        return filtering.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the toy set, one clip a row.")
     parser.add_argument("--out", default="toyset.png", help="the picture to write, a .png (default toyset.png)")
     parser.add_argument("--clips", type=int, default=12, help="how many clips (default 12)")
