@@ -266,7 +266,7 @@ def test_the_map_shows_every_tensor_and_the_line_of_its_class(capsys):
     assert sorted(row[0] for row in rows) == sorted(name for part in located.values() for name in part)
     for _, name, file, line in set(row[:] for row in rows):
         assert (ROOT / file).read_text().splitlines()[int(line) - 1].startswith(f"class {name}(")
-    ours = said.split("what the paper adds")[1]
+    ours = said.split("video, what the paper adds")[1].split("\n\n")[0]
     assert "temporal_conv1.conv.weight" in ours and "appearnet.zero_conv.weight" in ours
     assert "attn1.to_q" not in re.sub(r"temporal_attentions\S+", "", ours)
 
