@@ -8,9 +8,9 @@ in    a folder of clips (clips.py)
 out   a metadata file of those that are left, and a .png beside it, by which to choose the thresholds
 here  motion, ClipScore, histogram, and the command
 ours  The paper gives neither its measures nor its thresholds. Motion is the mean change of a pixel from frame to frame,
-      from 0 to 1, at the rate of training: no optical flow is needed to tell a still from a cut. The score is the cosine
-      between CLIP's vectors of the caption and of the centre frame. A TorchScript file is a program: load only what you
-      trust.
+      from 0 to 1, at the rate of training: no optical flow is needed to tell a still from a cut. The score is the
+      cosine between CLIP's vectors of the caption and of the centre frame. A TorchScript file is a program: load only
+      what you trust.
 """
 
 import argparse

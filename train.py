@@ -180,7 +180,7 @@ def fit(model, draw, loss_of, groups, save, args, validate=dict):
             now = agreed(value.item(), args)
             if not np.isfinite(now) or bad >= 0:
                 good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-                raise ValueError(f"the loss is not finite at step {max(bad.item(), 0) or step}; {good}")
+                raise ValueError(f"the loss is not finite at step {bad.item() if bad >= 0 else step}; {good}")
             running = now if running is None else 0.9 * running + 0.1 * now
             progress.set_postfix(loss=f"{running:.4f}")
             if args.rank == 0:
@@ -232,7 +232,7 @@ def replay(backward, example, optimizer):
 
 
 def compile_blocks(model):
-    """torch.compile, block by block: blocks of one size share their code, so that it takes a minute and not ten."""
+    """torch.compile, block by block: blocks of one size share their code, 28 pieces for the toy video model."""
     torch._dynamo.config.recompile_limit = 64                                # sizes of one class; 8 is the default
     for part in model.modules():
         if isinstance(part, (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)):
