@@ -3,7 +3,7 @@
 in    a folder with GIF, WebP, APNG, folders of pictures, and mp4, webm, mkv, mov, avi where the program ffmpeg is on
       the PATH; captions in metadata.jsonl or metadata.csv (file_name, text; or WebVid's videoid, page_dir, name), or in
       a .txt beside each clip
-out   ClipSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str}, as data.ToySet gives them
+out   ClipSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str, "name": str}, as data.ToySet gives them
 here  ClipSet, and its .summary() of what was found, and skipped, and why; read_captions, clip_seconds, read_clip
 
     python clips.py my_clips/ --out sheet.png           # the summary, and a contact sheet of windows
@@ -216,7 +216,8 @@ class ClipSet(torch.utils.data.Dataset):
             except (ValueError, OSError) as error:                  # it has changed since it was looked at
                 tqdm.write(f"skipped {clip.path.name}: {error}")
                 continue
-            return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "caption": clip.caption}
+            return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "caption": clip.caption,
+                    "name": clip.path.name}
         raise ValueError("none of the clips can be read any more")
 
     def captions(self):

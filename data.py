@@ -1,7 +1,7 @@
 """The data: Sec. 4 "Datasets", with a toy world in the place of WebVid-10M. (clips.py reads folders of real clips.)
 
 in    a seed                     -> a Scene, and from it any frame of its four seconds at any frame rate and size
-out   ToySet[i]                  -> {"frames": uint8 [3, n, H, W], "caption": str}
+out   ToySet[i]                  -> {"frames": uint8 [3, n, H, W], "caption": str, "name": str}
 here  SHAPES, COLOURS, MOTIONS, SPEEDS, Thing, Scene, sample_scene, scene_of, is_held_out, track, render, ToySet
 ours  The paper trains on WebVid-10M (withdrawn in February 2024). Here every clip is drawn: one or two coloured
       shapes that move, grow, turn, bounce. A clip lasts 4 s, which is 9 frames at 2 fps (Sec. 4.1), and its centre
@@ -330,7 +330,8 @@ class ToySet(torch.utils.data.Dataset):
             raise IndexError(i)
         scene, wording = self.scene(i), np.random.default_rng([self.seed, i, 1]).integers(WORDINGS)
         frames = torch.from_numpy(render(scene, self.times(i), self.size))          # [n, H, W, 3]
-        return {"frames": frames.permute(3, 0, 1, 2).contiguous(), "caption": scene.caption(wording)}
+        return {"frames": frames.permute(3, 0, 1, 2).contiguous(), "caption": scene.caption(wording),
+                "name": f"toy clip {i}"}
 
 
 def main():

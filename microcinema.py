@@ -71,10 +71,10 @@ class MicroCinema:
     """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
 
     def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling(),
-                 trained=True, tsr=None, tsr_sampling=Sampling(frames=5)):
+                 trained=True, tsr=None, tsr_sampling=Sampling(frames=5), progress=True):
         self.tokenizer, self.text_encoder, self.vae, self.scale = tokenizer, text_encoder, vae, scale
         self.unet, self.video, self.schedule, self.sampling, self.trained = unet, video, schedule, sampling, trained
-        self.tsr, self.tsr_sampling = tsr, tsr_sampling
+        self.tsr, self.tsr_sampling, self.progress = tsr, tsr_sampling, progress
 
     @classmethod
     def load(cls, path="toy", device="cpu", dtype=torch.float32, video=None, merges=None):
@@ -154,7 +154,8 @@ class MicroCinema:
         guided = guide(model, s.guidance, text, empty)
         model = lambda z_t, t: guided(z_t.to(text.dtype), t).float()
         how = {"eta": s.eta, "shift": shift, "noise": more_noise} if s.sampler == "ddim" else {}
-        for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps):
+        for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps,
+                      disable=not self.progress):
             pass
         return z
 

@@ -189,7 +189,7 @@ def locate(path, parts=tuple(PARTS)):
     """Where every tensor of a model lies: {part: {name in the folder: Stored}}, of these parts where it has them.
 
     `path` is a model folder, or a single file: SD2.1's, a video model's, or a training checkpoint, of which the average
-    (`ema`) counts.
+    (`ema`) counts, if it has one.
     """
     path = Path(path)
     if path.is_dir():
@@ -199,8 +199,9 @@ def locate(path, parts=tuple(PARTS)):
         names = {f"{part}/{name}": stored for part, file in files.items() for name, stored in read_header(file).items()}
     else:
         header = read_header(path)
-        if any(name.startswith("ema.") for name in header):
-            header = {name[4:]: stored for name, stored in header.items() if name.startswith("ema.")}
+        if any(name.startswith("adam.") for name in header):
+            prefix = "ema." if any(name.startswith("ema.") for name in header) else "model."
+            header = {name.removeprefix(prefix): stored for name, stored in header.items() if name.startswith(prefix)}
         names = {rename(name, own_names(header) or RENAME): stored for name, stored in header.items()}
     located = defaultdict(dict)
     for name, stored in names.items():
@@ -263,7 +264,7 @@ FIXED = {"act_fn": ("silu",), "hidden_act": ("gelu",), "use_linear_projection": 
 UNUSED = {"sample_size", "up_block_types", "down_block_types",               # those of the autoencoder: all alike
           "architectures", "model_type", "projection_dim", "torch_dtype", "dtype", "transformers_version",
           "initializer_factor", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "scaling_factor",
-          "sampling", "skip_prk_steps", "clip_sample_range", "timestep_spacing",
+          "sampling", "training", "skip_prk_steps", "clip_sample_range", "timestep_spacing",
           "upcast_attention", "force_upcast"}      # PyTorch's attention weighs in float32, whatever the dtype
 
 

@@ -2,21 +2,26 @@
 
     python tests/bench.py                     toy size; beside diffusers' UNet3DConditionModel where that is installed
     python tests/bench.py --sd21              SD2.1 at 320x320, 9 frames, random weights, bfloat16: for a large GPU
+    torchrun --nproc-per-node 2 tests/bench.py --sd21        a training step on one card, by DDP, by FSDP2
 
 Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling,
 which is what a large matrix product of the same dtype reaches on the same machine a moment before.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from torch import distributed
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import loop
 import train
 import weights
 from appearnet import VideoModel
@@ -69,35 +74,49 @@ def row(name, call, device, best, count=None, repeat=10):
     return took
 
 
-def training_step(model, batch, device):
-    """Eq. 5 and AdamW on random latents of the size that `batch` has: (z_0, text)."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-6, fused=device == "cuda")
-    schedule, (z_0, text) = NoiseSchedule(), batch
-    schedule.alpha_bar = schedule.alpha_bar.to(device)
-    t = torch.randint(0, 1000, (len(z_0),), device=device)
+def training_step(model, z_0, text, **how):
+    """One step of loop.py on random latents: Eq. 5, clipping, AdamW, bfloat16 over float32. A function to call."""
+    how = {"rank": 0, "world": 1, "batch": len(z_0), "accumulate": 1, "device": "cuda", "bf16": True, "fsdp": False,
+           "cuda_graph": False, "ema": 0.0, "seed": 0} | how
+    args, schedule, text = SimpleNamespace(**how), NoiseSchedule(), text.bfloat16()
+    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
+    rows = len(z_0)
 
-    def step():
-        with torch.autocast(device, torch.bfloat16):
-            train.loss(model, z_0, z_0[:, :, 4:5], text, t, torch.randn_like(z_0), schedule).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
+    def draw(step, generator):
+        t = torch.randint(0, 1000, (rows,), generator=generator, device=args.device)
+        return z_0, t, torch.randn(z_0.shape, generator=generator, device=args.device)
+
+    def loss_of(z_0, t, eps_n):
+        return train.loss(model, z_0, z_0[:, :, 4:5], text[:len(z_0)], t, eps_n, schedule)
+
+    task = loop.Task("bench", model, train.parameter_groups(model), loss_of, draw, names=None, save=None)
+    take = loop.steps(task, loop.Weights(task, args), args)
+    return lambda: take(0)
 
 
-def largest_batch(model, z_0, text, device):
+def video_model(change=None):
+    """SD2.1's video model with random weights, on the GPU."""
+    torch.cuda.empty_cache()
+    with torch.device("cuda"):
+        model = VideoModel()
+    if change:
+        change(model)
+    return model
+
+
+def largest_batch(z_0, text, change=None):
     """Doubles the batch of a training step until memory is full; prints the last that fits."""
-    batch, fits = 1, 0
+    batch, fits, model = 1, 0, video_model(change)
     while True:
         try:
-            training_step(model, (z_0.repeat(batch, 1, 1, 1, 1), text.repeat(batch, 1, 1)), device)()
+            step = training_step(model.float(), z_0[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1))
+            step(), step()
         except torch.cuda.OutOfMemoryError:
             break
-        fits, batch = batch, 2 * batch
-        model.zero_grad()
+        fits, batch, step = batch, 2 * batch, None
+        model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    model.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    print(f"largest batch that trains (powers of two): {fits}", flush=True)
+    print(f"(c) largest batch that trains, of 1, 2, 4, ...: {fits} {change.__name__ if change else ''}", flush=True)
 
 
 def sd21_inputs(device):
@@ -107,52 +126,91 @@ def sd21_inputs(device):
         return z, torch.tensor([981, 981]), z[:, :, 4:5], torch.randn(2, 77, 1024)
 
 
+def recorded(call):
+    """The call as one CUDA graph."""
+    call(), torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return lambda: (graph.replay(), output)[1]
+
+
 def sd21_sampling(device, best, dtype=torch.bfloat16):
-    """(a) a guided call, and (d) a whole video, eager and compiled."""
+    """(a) a guided call, and (d) a whole video: eager, compiled, and compiled and recorded."""
     with torch.device(device):
         model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
         vae, text_encoder = AutoencoderKL().to(dtype).eval(), TextEncoder().to(dtype).eval()
         ids = torch.zeros(2, 77, dtype=torch.long)
-    inputs = [x.to(dtype) if x.is_floating_point() else x for x in sd21_inputs(device)]
+    z_t, t, condition, text = (x.to(dtype) if x.is_floating_point() else x for x in sd21_inputs(device))
     schedule, s = NoiseSchedule(), Sampling()
+    call = lambda: model(z_t, t, condition, text)
 
     def video():
         empty, words = text_encoder(ids).chunk(2)
         z_c = torch.randn(1, 4, 1, 40, 40, device=device)
-        f_theta = lambda z_t, t, text: model(z_t.to(dtype), t, z_c.to(dtype).expand(2, -1, -1, -1, -1), text).float()
+
+        def f_theta(z, steps, both):
+            for old, new in ((z_t, z), (t, steps), (condition, z_c.expand(2, -1, -1, -1, -1)), (text, both)):
+                old.copy_(new)
+            return call().float()
         z_T = appearance_noise(torch.randn(1, 4, 9, 40, 40, device=device), z_c, s.lam + s.gamma)
         *_, z_0 = ddim(guide(f_theta, s.guidance, words, empty), z_T, schedule.path(s.steps), schedule)
         return vae.decode(z_0[0].transpose(0, 1).to(dtype) / 0.18215)
 
-    with torch.inference_mode():
-        count, whole = operations(lambda: model(*inputs)), operations(video)
-        for how in ("eager", "compiled"):
-            row(f"(a) one guided call, batch 2, {how}", lambda: model(*inputs), device, best, count)
+    with torch.no_grad():
+        count, whole = operations(call), operations(video)
+        for how in ("eager", "compiled", "compiled, one CUDA graph"):
+            if how == "compiled":
+                loop.compile_blocks(model)
+            if "graph" in how:
+                call = recorded(call)
+            row(f"(a) one guided call, batch 2, {how}", call, device, best, count)
             row(f"(d) a whole video, 50 steps, text to pixels, {how}", video, device, best, whole, repeat=1)
-            train.compile_blocks(model)
 
 
 def sd21_training(device, best):
     """(b) a training step, eager, with gradient checkpointing, compiled, and (c) the largest batch."""
     z, _, _, text = sd21_inputs(device)
     count = None
-    for how, change in (("eager", None), ("with gradient checkpointing", train.checkpoint_blocks),
-                        ("compiled", train.compile_blocks)):
-        with torch.device(device):
-            model = VideoModel()
-        if change:
-            change(model)
-        step = training_step(model, (z, text), device)
+    for how, change, more in (("eager", None, {}), ("eager, gradient checkpointing", loop.checkpoint_blocks, {}),
+                              ("compiled", loop.compile_blocks, {}),
+                              ("compiled, one CUDA graph", loop.compile_blocks, {"cuda_graph": True})):
+        step = training_step(video_model(change), z, text, **more)
         count = count or operations(step)
         row(f"(b) one training step, batch 2, {how}", step, device, best, count)
-        if how != "compiled":
-            largest_batch(model, z[:1], text[:1], device)
-        del model, step
-        torch.cuda.empty_cache()
+        del step
+    largest_batch(z, text)
+    largest_batch(z, text, loop.checkpoint_blocks)
+
+
+def sd21_processes(device, each=4):
+    """One card, then all of them by DDP and by FSDP2: clips a second and memory a card. Under torchrun."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl")
+    z, _, _, text = sd21_inputs(device)
+    z, text = z[:1].repeat(each * world, 1, 1, 1, 1), text[:1].repeat(each * world, 1, 1)
+    alone = None
+    for name, more in (("one card", {}), ("DDP", {"world": world, "rank": rank}),
+                       ("FSDP2", {"world": world, "rank": rank, "fsdp": True})):
+        clips = each * more.get("world", 1)
+        step = training_step(video_model(), z[:clips], text[:clips], **more)
+        torch.cuda.reset_peak_memory_stats()
+        distributed.barrier()
+        rate = clips / seconds(step, device)
+        alone = alone or rate
+        if rank == 0:
+            print(f"{name:9} {clips} clips a step: {1000 * clips / rate:7.1f} ms, {rate:6.2f} clips a second, "
+                  f"{rate / alone:.2f} times one card, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
+        del step
+    distributed.destroy_process_group()
 
 
 def sd21(device):
     """Everything at SD2.1's size."""
+    if "RANK" in os.environ:
+        return sd21_processes(device)
+    torch.backends.cudnn.benchmark = True
     best = ceiling(device, torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: ceiling {best / 1e12:.0f} TFLOP/s in bfloat16")
     sd21_sampling(device, best)

@@ -158,8 +158,9 @@ def test_a_small_model_is_trained_on_a_folder(tmp_path, capsys):
         write_clip(tmp_path / "mine" / f"{k}.webp", 30, 100, shade=lambda i, k=k: (70 * k + 5 * i) % 256)
     describe(tmp_path / "mine", **{f"{k}__webp": f"grey number {k}" for k in range(3)})
     for stage in ("vae", "image", "video", "tsr"):
-        how = "--steps 2 --batch 2 --clips 4 --size 32 --frames 3 --fps 4 --device cpu".split()
-        argv = [stage, "--like", str(small), "--out", str(tmp_path / "out"), "--data", str(tmp_path / "mine"), *how]
+        how = "--steps 2 --batch 2 --clips 4 --size 32 --fps 4 --device cpu".split()
+        how += ["--frames", "3"] if stage == "video" else []
+        argv = [stage, "--model", str(small), "--out", str(tmp_path / "out"), "--data", str(tmp_path / "mine"), *how]
         assert train.main(argv) == 0
         assert "3 clips with 3 captions" in capsys.readouterr().out
     assert os.path.isdir(tmp_path / "out" / "tsr")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from test_unet3d import TINY, moving_clip, stir
 from torch.testing import assert_close
 
+import loop
 import train
 import weights
 from appearnet import VideoModel
@@ -28,7 +29,7 @@ SMALL = {"unet": TINY | {"cross_attention_dim": 8},
 def batch(seed=0):
     g = torch.Generator().manual_seed(seed)
     z_0, eps_n = (torch.randn(2, 4, 3, 4, 6, generator=g, dtype=torch.float64) for _ in range(2))
-    return z_0, z_0[:, :, 1:2], torch.zeros(2, 5, 6), torch.tensor([1, 998]), eps_n
+    return z_0, z_0[:, :, 1:2], torch.zeros(2, 5, 6, dtype=torch.float64), torch.tensor([1, 998]), eps_n
 
 
 def test_ignoring_the_prior_costs_lambda_squared():
@@ -106,8 +107,14 @@ def like(tmp_path_factory):
 
 
 def run(stage, like, out, steps, *more):
-    how = "--batch 2 --clips 6 --size 32 --frames 3 --save-every 2 --ema 0.9 --device cpu".split()
-    return train.main([stage, "--like", str(like), "--out", str(out), "--steps", str(steps), *how, *more])
+    how = "--batch 2 --clips 6 --size 32 --save-every 2 --sample-every 4 --ema 0.9 --device cpu".split()
+    how += ["--frames", "3"] if stage == "video" else []
+    return train.main([stage, "--model", str(like), "--out", str(out), "--steps", str(steps), *how, *more])
+
+
+def last(folder, stage):
+    """The newest checkpoint of a stage."""
+    return max(folder.glob(f"{stage}.*.checkpoint.safetensors"))
 
 
 def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
@@ -116,7 +123,7 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         assert run(stage, like, tmp_path / "whole", 4) == 0
         assert run(stage, like, tmp_path / "halves", 2) == 0
         assert run(stage, like, tmp_path / "halves", 4) == 0
-        name = f"{stage}.checkpoint.safetensors"
+        name = f"{stage}.00000004.checkpoint.safetensors"
         whole, halves = (load_file(tmp_path / half / name) for half in ("whole", "halves"))
         assert whole.keys() == halves.keys() and len(whole) > 20
         for key, tensor in whole.items():                                    # breaks if the data starts again from 0
@@ -126,7 +133,8 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         for row in tables[0] + tables[1]:
             del row["seconds"]
         assert tables[0][-1] == tables[1][-1] and tables[0][-1]["step"] == "4"
-        assert (tmp_path / "whole" / f"{stage}.png").is_file()
+        for picture in (f"{stage}.png", f"{stage}-000004.png"):
+            assert (tmp_path / "whole" / picture).is_file()
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
@@ -146,7 +154,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         model.zero_grad(set_to_none=True)
         return grads
     plain = gradients()
-    train.checkpoint_blocks(model)
+    loop.checkpoint_blocks(model)
     again = gradients()
     for name, grad in plain.items():
         assert_close(again[name], grad, rtol=1e-9, atol=1e-12)
@@ -156,29 +164,38 @@ def test_parts_of_a_batch_add_up_to_its_step(like, tmp_path):
     """--accumulate 2: two clips one by one, or both at once. The same gradients?"""
     for name, more in (("whole", ()), ("parts", ("--accumulate", "2"))):
         assert run("vae", like, tmp_path / name, 2, *more) == 0
-    whole, parts = (load_file(tmp_path / name / "vae.checkpoint.safetensors") for name in ("whole", "parts"))
+    whole, parts = (load_file(last(tmp_path / name, "vae")) for name in ("whole", "parts"))
     for name in whole:
         if name.startswith("adam.exp_avg."):
             assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-6)     # breaks without the division
     assert run("vae", like, tmp_path / "odd", 2, "--accumulate", "3") == 2
 
 
-def test_two_processes_take_the_steps_of_one(like, tmp_path):
-    """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
-    assert run("vae", like, tmp_path / "one", 1) == 0
-    shutil.copytree(tmp_path / "one" / "vae", tmp_path / "two" / "vae")
-    assert run("image", like, tmp_path / "one", 3) == 0
-    how = f"image --like {like} --out {tmp_path / 'two'} --steps 3 --batch 2 --clips 6 --size 32 --frames 3 --ema 0.9"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(Path(train.__file__)), *how.split(), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def torchrun(processes, *command):
+    """train.py in several processes."""
+    how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*how, str(Path(train.__file__)), *map(str, command)], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / "image.checkpoint.safetensors") for name in ("one", "two"))
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+def test_two_processes_take_the_steps_of_one(like, tmp_path, way):
+    """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
+    for stage in ("vae", "image"):
+        assert run(stage, like, tmp_path / "one", 1) == 0
+    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(tmp_path / "one" / part, tmp_path / "two" / part)
+    assert run("video", like, tmp_path / "one", 3) == 0
+    how = "--steps 3 --batch 2 --clips 6 --size 32 --frames 3 --ema 0.9 --device cpu --sample-every 9".split()
+    how += ["--fsdp"] if way == "FSDP2" else []
+    torchrun(2, "video", "--model", like, "--out", tmp_path / "two", *how)
+    one, two = (load_file(last(tmp_path / name, "video")) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
         if name.startswith("adam.exp_avg."):                                 # linear in the gradients
             assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both see the same half
-    assert run("image", like, tmp_path / "two", 4) == 0                      # one process goes on where two stopped
+    assert run("video", like, tmp_path / "two", 4) == 0                      # one process goes on where two stopped
 
 
 def test_a_video_model_can_start_from_another(like, tmp_path, capsys):
@@ -239,7 +256,7 @@ def test_the_loss_by_bucket_tells_where_a_model_is_wrong():
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_path, monkeypatch, capsys):
     """At step 3 the loss is NaN. What is said, and which weights are left? Those of step 2."""
     assert run("vae", like, tmp_path, 2) == 0
-    before = (tmp_path / "vae.checkpoint.safetensors").read_bytes()
+    before = last(tmp_path, "vae").read_bytes()
     real, steps = torch.Tensor.backward, []
 
     def poisoned(value, *how):
@@ -248,5 +265,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_pa
     monkeypatch.setattr(torch.Tensor, "backward", poisoned)
     assert run("vae", like, tmp_path, 6) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "not finite at step 3" in said and "vae.checkpoint" in said
-    assert (tmp_path / "vae.checkpoint.safetensors").read_bytes() == before
+    assert "not finite at step 3" in said and "vae.00000002.checkpoint" in said
+    assert "toy clip 0, toy clip 1" in said                                  # clips 6 and 7 of 6, which begin again
+    assert last(tmp_path, "vae").read_bytes() == before
