@@ -78,8 +78,8 @@ def sources(path, overlay=None, merges=None):
     else from `path`; nobody need have a video or tsr.
 
     overlay: a folder that train.py wrote, which has the parts that it has folders for; or a file, which is a video
-    model. merges: the tokenizer's file, before both. Only names and shapes are compared: a video model that learned
-    on the latents of another autoencoder is not noticed.
+    model. merges: the tokenizer's file, before both. Names and shapes tell nothing of a video model that learned on
+    the latents of another autoencoder: see that what was trained together stays together.
     """
     path = Path(path)
     if not path.exists():
@@ -94,6 +94,9 @@ def sources(path, overlay=None, merges=None):
         own = ["video"] if overlay.is_file() else [part for part in PARTS if (overlay / part).is_dir()]
         if not own:
             raise ValueError(f"{overlay}: has none of the folders {', '.join(PARTS)}; want one that train.py wrote")
+        if ("tokenizer" in own) != ("text_encoder" in own) and not merges:
+            raise ValueError(f"{overlay}: has one of tokenizer/ and text_encoder/; they belong together, and train.py "
+                             "writes both")
         found |= dict.fromkeys(own, overlay)
     return found | ({"tokenizer": Path(merges)} if merges else {})
 

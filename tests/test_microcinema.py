@@ -188,8 +188,8 @@ def trained_parts(folder, **changes):
 
 @pytest.mark.parametrize("changes", [
     {"video": {"sampling": {"steps": 7, "size": 64}}, "tsr": {"sampling": {"guidance": 2.5}}},
-    {"vae": {"scaling_factor": 0.3}, "unet": {}, "text_encoder": {}},
-    {"tokenizer": {}, "scheduler": {"prediction_type": "v_prediction"}}], ids=", ".join)
+    {"vae": {"scaling_factor": 0.3}, "scheduler": {"prediction_type": "v_prediction"}},
+    {"unet": {}, "text_encoder": {}, "tokenizer": {}}], ids=", ".join)
 def test_a_folder_laid_over_the_model_is_a_model_with_these_folders_copied(tmp_path, changes):
     """The same by hand: copy the toy model, and what was trained over it. Are all tensors and settings the same?"""
     mine, by_hand = trained_parts(tmp_path / "mine", **changes), tmp_path / "by hand"
@@ -219,17 +219,19 @@ def test_the_command_says_which_part_is_whose(tmp_path, capsys):
 
 
 def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
-    """No such folder; one with nothing trained; a part without its file; a text encoder of other words, or wider."""
+    """No folder; nothing trained; a part without its file; words without their encoder, or too few; one too wide."""
     (tmp_path / "empty" / "clips").mkdir(parents=True)
     (tmp_path / "half" / "vae").mkdir(parents=True)
-    few = trained_parts(tmp_path / "few", tokenizer={})
+    few = trained_parts(tmp_path / "few", tokenizer={}, text_encoder={})
     merges = few / "tokenizer" / "merges.txt"
     merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:-1]))
-    wide = trained_parts(tmp_path / "wide", text_encoder={"hidden_size": 132})
+    wide = trained_parts(tmp_path / "wide", text_encoder={"hidden_size": 132}, tokenizer={})
+    lone = trained_parts(tmp_path / "lone", tokenizer={})
     file = next((wide / "text_encoder").glob("*.safetensors"))
     save_file({name: torch.zeros([{128: 132}.get(n, n) for n in x.shape]) for name, x in load_file(file).items()}, file)
     wrong = {"no such file": tmp_path / "none", "none of the folders tokenizer": tmp_path / "empty",
-             "no diffusion_pytorch_model": tmp_path / "half", "646 tokens, the text encoder 647": few,
+             "no diffusion_pytorch_model": tmp_path / "half", "they belong together": lone,
+             "646 tokens, the text encoder 647": few,
              "132 wide, its unet reads 128": wide, "holds no video": next((ROOT / "toy" / "vae").glob("*.safetensors"))}
     for names, weights in wrong.items():
         assert main([PROMPT, "--weights", str(weights), "--out", str(tmp_path / "x.png")]) == 2, names
