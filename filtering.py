@@ -6,7 +6,7 @@
 
 in    a folder of clips (clips.py)
 out   a metadata file of those that are left, and a .png beside it, by which to choose the thresholds
-here  motion, ClipScore, histogram, and the command
+here  change, motion, ClipScore, histogram, and the command
 ours  The paper gives neither its measures nor its thresholds. Motion is the mean change of a pixel from frame to frame,
       from 0 to 1, at the rate of training: no optical flow is needed to tell a still from a cut. The score is the
       cosine between CLIP's vectors of the caption and of the centre frame. A TorchScript file is a program: load only
@@ -31,10 +31,14 @@ from files import beside
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)     # CLIP's, of RGB
 
 
+def change(frames):
+    """The mean change of a pixel, of 1, between neighbours of uint8 frames [n, H, W, 3]; 0 if there is but one."""
+    return float(np.abs(np.diff(frames.astype(np.float32) / 255, axis=0)).mean()) if len(frames) > 1 else 0.0
+
+
 def motion(clip, fps, size=64):
     """The mean change of a pixel, of 1, between frames 1 / fps seconds apart."""
-    frames = read_clip(clip.path, np.arange(0, clip.seconds - 1e-3, 1 / fps), size, clip.fps).astype(np.float32) / 255
-    return float(np.abs(np.diff(frames, axis=0)).mean()) if len(frames) > 1 else 0.0
+    return change(read_clip(clip.path, np.arange(0, clip.seconds - 1e-3, 1 / fps), size, clip.fps))
 
 
 class ClipScore:

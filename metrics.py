@@ -1,16 +1,20 @@
-"""The scores: Sec. 4 "Metrics". Here the exact ones of the toy world, which no network has to judge.
+"""The scores: Sec. 4 "Metrics". Here the exact ones of the toy world and of clips kept out; no network has to judge.
 
-in    uint8 frames [n, H, W, 3] of a generated clip, and the Thing that was asked for (data.py)
+in    uint8 frames [n, H, W, 3] of a generated clip, and the Thing that was asked for (data.py), or the true clip
 out   score_clip: is the shape right, the colour, the motion, the speed; how far do colour and size drift from the key
       frame, number n // 2; does everything stand still
-here  find, shape_of, colour_of, motion_of, score_clip, psnr; and the command that scores a model:
+      compare: how near is it to the true clip whose key frame it was given, does it move as much, and alike
+here  find, shape_of, colour_of, motion_of, score_clip, psnr, compare; and the command that scores a model:
 
-    python metrics.py --prompts 256            # the table of the README
-    python metrics.py --prompts 128 --between  # the table of temporal super-resolution
+    python metrics.py --prompts 256                                             the table of the README
+    python metrics.py --prompts 128 --between                                   that of temporal super-resolution
+    python metrics.py --prompts 64 --data my_clips --weights mine --out strip.png   clips of your own, kept out
 
 ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether clips look real; the toy world is known,
       so its clips can be measured with a ruler: find the thing by its vividness (only things are vivid), compare its
-      silhouette with all silhouettes, and its path with all paths that data.track can draw.
+      silhouette with all silhouettes, and its path with all paths that data.track can draw. Of real clips only the
+      clip itself is known; a sentence has many right videos, so its motion need not be the truth's: `agreement` is
+      low for a good model, too, and worth looking at from one model to the next.
 
 Places and sizes are fractions of the picture, angles radians clockwise, times seconds.
 """
@@ -22,20 +26,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clips import ClipSet
 from data import CENTRE, COLOURS, MOTIONS, ROUND, SECONDS, SHAPES, SPEEDS, STILL, frame_times, render, sample_scene
 from data import track
-from files import from_pixels, to_pixels
-from microcinema import MicroCinema, between
+from files import beside, check_output, contact_sheet, from_pixels, to_pixels
+from filtering import change
+from microcinema import UNTRAINED, MicroCinema, between, check_device, from_where, sources
 
 FAINTEST = 60                       # of 255: backgrounds stay below half of it, things reach 130 and more
 IN_PLACE = ("growing", "shrinking", "turning")          # motions that leave the centre where it is
 SYMMETRY = {"square": 4, "cross": 4, "triangle": 3, "star": 5, **dict.fromkeys(ROUND, 0)}   # looks in a turn; else 1
 
 
-def psnr(a, b):
-    """Peak signal-to-noise ratio of two uint8 pictures or clips, in dB: 10 log10(255^2 / mean squared error)."""
-    error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
+def squared_error(a, b):
+    """The mean squared difference of two uint8 pictures or clips."""
+    return float(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2))
+
+
+def decibels(error):
+    """10 log10(255^2 / error), of a mean squared error."""
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def psnr(a, b):
+    """Peak signal-to-noise ratio of two uint8 pictures or clips, in dB."""
+    return decibels(squared_error(a, b))
 
 
 # ---- find the thing -------------------------------------------------------------------------------------------------
@@ -177,7 +192,35 @@ def score_clip(frames, thing, other=None, fps=2.0):
     return score
 
 
-# ---- score a model ----------------------------------------------------------------------------------------------
+# ---- compare with a true clip -----------------------------------------------------------------------------------
+
+MOVES = 0.001                       # of 1: a clip of which less changes from frame to frame stands still
+
+
+def compare(video, true):
+    """Compare a clip uint8 [n, H, W, 3] with the true one, whose key frame it was made from. Both count from their own
+    key frame, number n // 2.
+
+    centre, others  mean squared error of the key frame, and of all other frames
+    drift           mean over frames and channels of |mean colour of the frame - that of the key frame| / 255
+    motion          how much changes from frame to frame (filtering.change), over how much does in the truth
+    agreement       correlation of its change from the key frame with the truth's, over the pixels of all other frames
+    The last two are nan where the truth stands still (below MOVES), the last also where the clip does.
+    """
+    c = len(true) // 2
+    others = np.arange(len(true)) != c
+    colours = video.mean((1, 2))                                                        # [n, 3]
+    score = dict(centre=squared_error(video[c], true[c]), others=squared_error(video[others], true[others]),
+                 drift=float(abs(colours - colours[c]).mean() / 255), motion=float("nan"), agreement=float("nan"))
+    if change(true) >= MOVES:
+        score["motion"] = change(video) / change(true)
+        ours, theirs = ((clip[others].astype(np.float32) - clip[c]).ravel() for clip in (video, true))
+        if min(ours.std(), theirs.std()) > 0:
+            score["agreement"] = float(np.corrcoef(ours, theirs)[0, 1])
+    return score
+
+
+# ---- average over clips -------------------------------------------------------------------------------------------
 
 COLUMNS = ("shape", "colour", "motion", "still", "speed", "colour_drift", "size_drift")
 
@@ -195,6 +238,46 @@ def average(scores):
     return row
 
 
+FORMATS = {"centre frame": "{:.1f} dB", "other frames": "{:.1f} dB", "colour drift": "{:.1f} %", "motion": "{:.2f}",
+           "agreement": "{:.2f}", "still": "{:.1f} %"}
+
+
+def average_compared(scores):
+    """One row of the table, with the columns of FORMATS, over many `compare`.
+
+    centre frame, other frames  PSNR in dB of all clips as one: of the mean of their squared errors
+    colour drift, agreement     mean, the drift in percent
+    motion                      median, of the truth's: 1 is as much as there
+    still                       percent of the clips that move less than a tenth of what the truth does
+    A clip for which a number is nan does not count; what applies to no clip is nan.
+    """
+    columns = {name: np.array([score[name] for score in scores]) for name in scores[0]}
+    columns = {name: values[~np.isnan(values)] for name, values in columns.items()}
+    of = lambda function, values: float(function(values)) if len(values) else float("nan")
+    return {"centre frame": decibels(columns["centre"].mean()), "other frames": decibels(columns["others"].mean()),
+            "colour drift": 100 * columns["drift"].mean(), "motion": of(np.median, columns["motion"]),
+            "agreement": of(np.mean, columns["agreement"]), "still": 100 * of(np.mean, columns["motion"] < 0.1)}
+
+
+# ---- score a model ----------------------------------------------------------------------------------------------
+
+def as_pixels(videos):
+    """Videos [b, 3, n, H, W] in [-1, 1] -> uint8 [b, n, H, W, 3]."""
+    return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+@torch.inference_mode()
+def coded(cinema, videos):
+    """Videos [b, 3, n, H, W] through the autoencoder: (latents [b, 4, n, h, w], videos)."""
+    z = torch.cat([cinema.encode(frame) for frame in videos.unbind(2)], dim=2)
+    return z, cinema.decode(z)
+
+
+def repeated(pictures, n):
+    """Pictures [b, 3, H, W] -> videos [b, 3, n, H, W] in which they stand still."""
+    return pictures[:, :, None].expand(-1, -1, n, -1, -1)
+
+
 def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
     """Scores {row: {column: ...}} of `count` prompts about one thing, seen in training or held out, and the mean PSNR
     in dB of the centre frame when the true key frame is given.
@@ -206,27 +289,22 @@ def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
             "without AppearNet and prior": []}
     centre, times = [], frame_times(cinema.settings(**changes).frames)
     c = len(times) // 2
-
-    def pixels(videos):                                             # [b, 3, n, H, W] -> uint8 [b, n, H, W, 3]
-        return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
-
     for first in range(0, count, batch):
         seeds = range(first, min(first + batch, count))
         scenes = [sample_scene([seed, 1_000_000 + i], held_out, things=1) for i in seeds]
         prompts = [scene.caption() for scene in scenes]
         true = np.stack([render(scene, times, cinema.sampling.size) for scene in scenes])       # [b, n, H, W, 3]
         frames = from_pixels(torch.from_numpy(true)).permute(0, 4, 1, 2, 3)
-        with torch.inference_mode():
-            coded = torch.stack([cinema.decode(cinema.encode(f.transpose(0, 1)).transpose(0, 2))[0] for f in frames])
         keys = cinema.key_frame(prompts, seeds, **changes)
         alone = cinema.animate(prompts, keys, seeds, appearance=False, **changes)
-        clips = {"truth through the autoencoder": pixels(coded),
-                 "MicroCinema": pixels(cinema.animate(prompts, keys, seeds, **changes)),
-                 "its key frame repeated": pixels(keys[:, :, None].expand(-1, -1, len(times), -1, -1)),
-                 "without AppearNet and prior": pixels(alone)}
-        for row, videos in clips.items():
-            rows[row] += [score_clip(video, *scene.things) for video, scene in zip(videos, scenes, strict=True)]
-        given = pixels(cinema.animate(prompts, frames[:, :, c], seeds, **changes))
+        videos = {"truth through the autoencoder": coded(cinema, frames)[1],
+                  "MicroCinema": cinema.animate(prompts, keys, seeds, **changes),
+                  "its key frame repeated": repeated(keys, len(times)),
+                  "without AppearNet and prior": alone}
+        for row, video in videos.items():
+            rows[row] += [score_clip(clip, *scene.things)
+                          for clip, scene in zip(as_pixels(video), scenes, strict=True)]
+        given = as_pixels(cinema.animate(prompts, frames[:, :, c], seeds, **changes))
         centre += [psnr(a[c], b[c]) for a, b in zip(given, true, strict=True)]
     return {row: average(scores) for row, scores in rows.items()}, float(np.mean(centre))
 
@@ -257,63 +335,140 @@ def score_interpolation(cinema, count, fps, seed=0, batch=16, **changes):
         true = np.stack([render(scene, start + np.arange(5) / fps, cinema.sampling.size)
                          for scene, start in zip(scenes, starts)])                              # [b, 5, H, W, 3]
         x = from_pixels(torch.from_numpy(true)).permute(0, 4, 1, 2, 3)
+        z, through = coded(cinema, x)                                                           # [b, 4, 5, h, w]
         with torch.inference_mode():
-            z = torch.cat([cinema.encode(frame) for frame in x.unbind(2)], dim=2)               # [b, 4, 5, h, w]
-            videos = {"truth through the autoencoder": cinema.decode(z),
+            videos = {"truth through the autoencoder": through,
                       "cross-fade of pixels": between(x[:, :, 0], x[:, :, 4], 5),
                       "cross-fade of latents": cinema.decode(between(z[:, :, 0], z[:, :, 4], 5)),
                       "MicroCinema": cinema.interpolate(x[:, :, [0, 4]], [scene.caption() for scene in scenes], seeds,
                                                         pairs=batch, **changes)}
         for row, video in videos.items():
-            clips = to_pixels(video).permute(0, 2, 3, 4, 1).cpu().numpy()
             rows[row] = rows.get(row, []) + [
                 against_truth(a[1:4], b[1:4], scene.things[0].motion not in IN_PLACE)
-                for a, b, scene in zip(clips, true, scenes, strict=True)]
+                for a, b, scene in zip(as_pixels(video), true, scenes, strict=True)]
     return {row: np.nanmean(values, axis=0) for row, values in rows.items()}
+
+
+def score_clips(cinema, clips, seed=0, batch=16, shown=8, **changes):
+    """The model on windows of a ClipSet, the true key frame and caption given: ({row: {column: number}}, strip).
+
+    Rows: the truth through the autoencoder; the model; the key frame repeated, through nothing. strip: of the first
+    `shown` windows (caption, the truth, the model's), uint8 [n, H, W, 3]. Window i has the noise of seed + i.
+    """
+    rows, strip = {}, []
+    for first in range(0, len(clips), batch):
+        items = [clips[i] for i in range(first, min(first + batch, len(clips)))]
+        prompts, seeds = [item["caption"] for item in items], range(seed + first, seed + first + len(items))
+        x = from_pixels(torch.stack([item["frames"] for item in items]))                        # [b, 3, n, H, W]
+        true, keys = as_pixels(x), x[:, :, x.shape[2] // 2]
+        videos = {"truth through the autoencoder": coded(cinema, x)[1],
+                  "MicroCinema": cinema.animate(prompts, keys, seeds, **changes),
+                  "its key frame repeated": repeated(keys, x.shape[2])}
+        videos = {row: as_pixels(video) for row, video in videos.items()}
+        for row, video in videos.items():
+            rows[row] = rows.get(row, []) + [compare(a, b) for a, b in zip(video, true, strict=True)]
+        strip += list(zip(prompts, true, videos["MicroCinema"], strict=True))[:shown - len(strip)]
+    return {row: average_compared(scores) for row, scores in rows.items()}, strip
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+def print_table(*rows):
+    """A Markdown table: rows of cells, the first of them the head."""
+    for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
+        print("|", *(f"{cell} |".lstrip() for cell in row))
+
+
+def print_model(cinema, args, changes):
+    """The table of the toy world, and the line below it."""
+    half = args.prompts // 2
+    tables = {name: score_model(cinema, half, args.seed, args.batch, held_out, **changes)
+              for name, held_out in (("seen", False), ("held out", True))}
+    cell = lambda column, value: "-" if value != value else f"{value:.2f}" if column == "speed" else f"{value:.1f} %"
+    print_table((f"{half} prompts each", "", *(column.replace("_", " ") for column in COLUMNS)),
+                *((row, name, *(cell(*pair) for pair in values.items()))
+                  for name, (rows, _) in tables.items() for row, values in rows.items()))
+    centre = ", ".join(f"{decibels:.1f} dB {name}" for name, (_, decibels) in tables.items())
+    print(f"\nCentre frame, true key frame given: {centre}")
 
 
 def print_interpolation(cinema, args, changes):
     """The table of temporal super-resolution, both rounds side by side."""
     rounds = [score_interpolation(cinema, args.prompts, fps, args.seed, args.batch, **changes) for fps in (8, 32)]
-    print(f"| {args.prompts} held-out clips | 2 to 8 fps: PSNR | position error | 8 to 32 fps: PSNR | position error |")
-    print("| --- " * 5 + "|")
-    for row in rounds[0]:
-        print(f"| {row} | " + " | ".join(f"{r[row][0]:.1f} dB | {r[row][1]:.2f} pixels" for r in rounds) + " |")
+    print_table((f"{args.prompts} held-out clips", "2 to 8 fps: PSNR", "position error", "8 to 32 fps: PSNR",
+                 "position error"),
+                *((row, *(cell for r in rounds for cell in (f"{r[row][0]:.1f} dB", f"{r[row][1]:.2f} pixels")))
+                  for row in rounds[0]))
+
+
+def print_clips(cinema, args, changes):
+    """The table of clips of one's own, and the strip."""
+    s = cinema.settings(**changes)
+    if s.frames < 2:
+        raise ValueError(f"{args.model}: makes videos of {s.frames} frame; want 2 or more to compare")
+    clips = ClipSet(args.data, args.prompts, s.frames, args.fps or s.fps, s.size, args.seed, held_out=True)
+    rows, strip = score_clips(cinema, clips, args.seed, args.batch, **changes)
+    if args.out:
+        captions = [line for caption, *_ in strip for line in (f"the truth: {caption}", "MicroCinema")]
+        with beside(args.out) as part:
+            contact_sheet(*[clip for _, *pair in strip for clip in pair], captions=captions).save(part)
+    kept = "kept out" if clips.spared else "trained on, too few to keep some out"
+    cell = lambda column, value: "-" if value != value else FORMATS[column].format(value)
+    print_table((f"{args.prompts} windows of {len(clips.clips)} clips {kept}", *FORMATS),
+                *((row, *(cell(*pair) for pair in values.items())) for row, values in rows.items()))
+    if args.out:
+        print(f"\n{args.out}: {len(strip)} of them, the truth above and ours below")
+
+
+def check_flags(args):
+    """ValueError for what cannot be done, or would be ignored."""
+    if args.data and args.between:
+        raise ValueError("--data and --between: choose one")
+    for flag in ("fps", "out"):
+        if getattr(args, flag) is not None and not args.data:
+            raise ValueError(f"--{flag} takes --data")
+    least = 1 if args.data or args.between else 2
+    if args.prompts < least or args.batch < 1 or args.fps is not None and args.fps <= 0:
+        raise ValueError(f"want --prompts {least} or more, --batch 1 or more, --fps above 0")
+    if args.out:
+        check_output(args.out)
+        if args.out.suffix.lower() not in (".png", ".webp"):
+            raise ValueError(f"{args.out}: the strip is one picture; want .png or .webp")
+    check_device(args.device)
 
 
 def main(argv=None):
     """Scores a model and prints a Markdown table."""
-    parser = argparse.ArgumentParser(description="Score a model of the toy world; see the top of metrics.py.")
+    parser = argparse.ArgumentParser(description="Score a model; see the top of metrics.py.")
     add = parser.add_argument
-    add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder")
-    add("--prompts", type=int, default=256, help="how many; half of them seen in training, half held out")
-    add("--between", action="store_true", help="score temporal super-resolution, on held-out clips, instead")
+    add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder (default: the toy model)")
+    add("--weights", type=Path, help="a folder that train.py wrote, whose parts take the place of the model's, or the "
+                                     "file of a video model")
+    add("--data", type=Path, help="score on a folder of clips with captions (clips.py), those kept out of training")
+    add("--between", action="store_true", help="score temporal super-resolution, on held-out clips of the toy world")
+    add("--prompts", type=int, default=256, help="how many; of the toy world, half of them seen and half held out")
     add("--batch", type=int, default=16, help="videos at once")
-    add("--seed", type=int, default=0, help="of the prompts and the noise")
+    add("--seed", type=int, default=0, help="of the prompts or windows, and of the noise")
     add("--steps", type=int, help="denoising steps (default: the model's)")
     add("--guidance", type=float, help="guidance scale (default: the model's)")
     add("--gamma", type=float, help="gamma of Sec. 4.2.2 (default: the model's)")
+    add("--fps", type=float, help="with --data: frames a second (default: the model's; at another rate than in "
+                                  "training other clips may be too short, and so others kept out)")
+    add("--out", type=Path, help="with --data: a .png or .webp to draw eight windows to, the truth and ours")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
     args = parser.parse_args(argv)
     try:
-        cinema = MicroCinema.load(args.model, args.device)
+        check_flags(args)
+        cinema = MicroCinema.load(args.model, args.device, overlay=args.weights)
+        if args.weights:
+            print(from_where(sources(args.model, args.weights)), end="\n\n")
+        if not cinema.trained:
+            print(UNTRAINED, end="\n\n")
         changes = dict(steps=args.steps, guidance=args.guidance, gamma=args.gamma)
-        if args.between:
-            print_interpolation(cinema, args, changes)
-            return 0
-        tables = {name: score_model(cinema, args.prompts // 2, args.seed, args.batch, held_out, **changes)
-                  for name, held_out in (("seen", False), ("held out", True))}
+        (print_clips if args.data else print_interpolation if args.between else print_model)(cinema, args, changes)
     except (ValueError, OSError) as e:
         print(f"metrics.py: {e}", file=sys.stderr)
         return 2
-    print(f"| {args.prompts // 2} prompts each | | {' | '.join(c.replace('_', ' ') for c in COLUMNS)} |")
-    print("| --- " * (len(COLUMNS) + 2) + "|")
-    for name, (rows, _) in tables.items():
-        for row, values in rows.items():
-            cells = ("-" if v != v else f"{v:.2f}" if c == "speed" else f"{v:.1f} %" for c, v in values.items())
-            print(f"| {row} | {name} | {' | '.join(cells)} |")
-    centre = ", ".join(f"{decibels:.1f} dB {name}" for name, (_, decibels) in tables.items())
-    print(f"\nCentre frame, true key frame given: {centre}")
     return 0
 
 

@@ -5,9 +5,10 @@
     python microcinema.py "..." --seed 7 --steps 20 --out video.webp     .gif .webp .apng .png (sheet) .mp4 or folder
     python microcinema.py "..." --fps 32 --upscale 4 --out video.mp4     129 frames, four times as large
     python microcinema.py "..." --between first.png last.png --fps 8     what may lie between two pictures of yours
+    python microcinema.py "..." --weights mine                          with the parts that train.py wrote to mine/
 
 here  MicroCinema: load, key_frame (stage one), animate (stage two), interpolate (stage three), upscale; Sampling, its
-      settings; between, the condition of stage three; VideoModel (appearnet.py)
+      settings; sources, where its parts lie; between, the condition of stage three; VideoModel (appearnet.py)
 
 Divide and conquer: any text-to-image model, here the U-Net before it was grown to 3D, draws the key frame; the video
 model moves it; the same network with other weights sets frames between, once or twice; any upscaler makes them large.
@@ -67,6 +68,58 @@ def between(z_first, z_last, n):
     return (1 - share) * z_first[:, :, None] + share * z_last[:, :, None]
 
 
+UNTRAINED = ("no trained video weights (--weights): temporal layers and AppearNet are as they start, without effect; "
+             "expect a key frame, and then frames that are separate pictures of the sentence")
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "video", "tsr")      # the folders of a model folder
+
+
+def sources(path, overlay=None, merges=None):
+    """Where each part of a model lies: {part: model folder or file}. What `overlay` has is taken from there, and all
+    else from `path`; nobody need have a video or tsr.
+
+    overlay: a folder that train.py wrote, which has the parts that it has folders for; or a file, which is a video
+    model. merges: the tokenizer's file, before both. Names and shapes tell nothing of a video model that learned on
+    the latents of another autoencoder: see that what was trained together stays together.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such model folder or file")
+    found = {part: path for part in PARTS if part not in ("video", "tsr") or (path / part).is_dir()}
+    if path.is_file():
+        found["tokenizer"] = path.parent
+    if overlay:
+        overlay = Path(overlay)
+        if not overlay.exists():
+            raise ValueError(f"{overlay}: no such file of a video model, nor a folder that train.py wrote")
+        own = ["video"] if overlay.is_file() else [part for part in PARTS if (overlay / part).is_dir()]
+        if not own:
+            raise ValueError(f"{overlay}: has none of the folders {', '.join(PARTS)}; want one that train.py wrote")
+        if ("tokenizer" in own) != ("text_encoder" in own) and not merges:
+            raise ValueError(f"{overlay}: has one of tokenizer/ and text_encoder/; they belong together, and train.py "
+                             "writes both")
+        found |= dict.fromkeys(own, overlay)
+    return found | ({"tokenizer": Path(merges)} if merges else {})
+
+
+def from_where(found):
+    """One line on `sources`: "tokenizer, text_encoder, vae, unet, scheduler, tsr from toy; video from mine"."""
+    return "; ".join(f"{', '.join(part for part in found if found[part] == place)} from {place}"
+                     for place in dict.fromkeys(found.values()))
+
+
+def check_family(parts, found):
+    """ValueError in one line if a tokenizer, a text encoder and the models that read it do not belong together."""
+    known, width = parts["text_encoder"].text_model.embeddings.token_embedding.weight.shape
+    if parts["tokenizer"].vocab_size != known:
+        raise ValueError(f"{found['tokenizer']}: the tokenizer has {parts['tokenizer'].vocab_size} tokens, the text "
+                         f"encoder {known}; merges.txt is cut short, or another model's")
+    for part in [part for part in ("unet", "video", "tsr") if part in found]:
+        reads = getattr(parts[part], "unet", parts[part]).common["text_dim"]
+        if reads != width:
+            raise ValueError(f"{found[part]}: the text encoder's vectors are {width} wide, its {part} reads {reads}; "
+                             "they are of different families")
+
+
 class MicroCinema:
     """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
 
@@ -77,43 +130,33 @@ class MicroCinema:
         self.tsr, self.tsr_sampling, self.progress = tsr, tsr_sampling, progress
 
     @classmethod
-    def load(cls, path="toy", device="cpu", dtype=torch.float32, video=None, merges=None):
-        """Reads a model folder or SD2.1's single file (weights.py): `path`.
+    def load(cls, path="toy", device="cpu", dtype=torch.float32, overlay=None, merges=None):
+        """Reads a model folder or SD2.1's single file (weights.py): `path`, with what `overlay` has in its place.
 
-        video: a file with the weights of a trained video model; without, those in the folder's video/, and if there are
-        none either, the image model grown to 3D as it is (`trained` is False then), between frames as well. merges:
-        merges.txt, if it does not lie in the folder, or beside the file. ValueError or OSError, in one line, if a part
-        is missing or broken.
+        overlay: what train.py wrote, a folder or a file; see `sources`. merges: merges.txt, if it does not lie in the
+        folder, or beside the file. Where neither has a trained video model, it is the image model grown to 3D as it is
+        (`trained` is False then), between frames as well. ValueError or OSError, in one line, if a part is missing or
+        broken.
         """
-        path = Path(path)
-        if not path.exists():
-            raise ValueError(f"{path}: no such model folder or file")
-        tokenizer = Tokenizer.load(merges or (path if path.is_dir() else path.parent))
-        schedule, how = weights.load_schedule(path), {"dtype": dtype, "device": device}
-        text_encoder, (vae, scale) = weights.load_text_encoder(path, **how), weights.load_vae(path, **how)
-        unet = weights.load_unet(path, **how)
-        known, width = text_encoder.text_model.embeddings.token_embedding.weight.shape
-        if tokenizer.vocab_size != known:
-            raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {known}; "
-                             "merges.txt is cut short, or another model's")
-        if width != unet.common["text_dim"]:
-            raise ValueError(f"{path}: the text encoder's vectors are {width} wide, the U-Net reads "
-                             f"{unet.common['text_dim']}; they are of different families")
+        found, how = sources(path, overlay, merges), {"dtype": dtype, "device": device}
+        tokenizer, schedule = Tokenizer.load(found["tokenizer"]), weights.load_schedule(found["scheduler"])
+        text_encoder = weights.load_text_encoder(found["text_encoder"], **how)
+        (vae, scale), unet = weights.load_vae(found["vae"], **how), weights.load_unet(found["unet"], **how)
         parts = dict(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scale=scale, unet=unet, schedule=schedule)
 
-        def settings(source, part):
-            config, where = weights.read_config(source, part)
+        def settings(part):
+            config, where = weights.read_config(found[part], part)
             return Sampling(**weights.arguments(Sampling, config.get("sampling", {}), where))
 
-        source = video or (path if (path / "video").is_dir() else None)
-        if source:
-            parts |= {"video": weights.load_video(source, **how), "sampling": settings(source, "video")}
+        if "video" in found:
+            parts |= {"video": weights.load_video(found["video"], **how), "sampling": settings("video")}
         else:
-            config, where = weights.read_config(path, "unet")
+            config, where = weights.read_config(found["unet"], "unet")
             model = VideoModel.grow(unet, **weights.arguments(VideoModel, config, where)).eval()
             parts |= {"video": model, "tsr": model, "trained": False}
-        if (path / "tsr").is_dir():
-            parts |= {"tsr": weights.load_tsr(path, **how), "tsr_sampling": settings(path, "tsr")}
+        if "tsr" in found:
+            parts |= {"tsr": weights.load_tsr(found["tsr"], **how), "tsr_sampling": settings("tsr")}
+        check_family(parts, found)
         return cls(**parts)
 
     def settings(self, sampling=None, **changes):
@@ -274,7 +317,8 @@ def main(argv=None):
     add("prompt", help="the sentence c")
     add("--model", type=Path, default=Path(__file__).parent / "toy",
         help="model folder, or SD2.1's single .safetensors file (default: the toy model)")
-    add("--weights", type=Path, help="file with a trained video model (default: the model folder's video/)")
+    add("--weights", type=Path, help="what train.py wrote: a folder, whose parts take the place of the model's, or the "
+                                     "file of a video model (default: the model folder's video/)")
     add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     add("--image", type=Path, help="a picture to be the key frame, instead of drawing one; any size, any mode")
     add("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures of yours")
@@ -311,10 +355,7 @@ def make(args):
     words = re.findall(r"[a-z0-9]+", args.prompt.lower())
     out = args.out or Path(f"{'-'.join(words)[:60] or 'video'}.gif")
     check_output(out)
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device {args.device}: {str(e).splitlines()[0]}") from None
+    check_device(args.device)
     if args.image and args.between:
         raise ValueError("--image and --between: choose one")
     if args.between and len(args.between) < 2:
@@ -323,9 +364,10 @@ def make(args):
         raise ValueError(f"--pairs {args.pairs}: want 1 or more")
     upscale = load_upscaler(args.upscaler, args.upscale, args.device) if args.upscale != 1 else None
     cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
+    if args.weights:
+        print(from_where(sources(args.model, args.weights, args.merges)))
     if not cinema.trained:
-        print("no trained video weights (--weights FILE): temporal layers and AppearNet are as they start, without "
-              "effect; expect a key frame, and then frames that are separate pictures of the sentence")
+        print(UNTRAINED)
     names = {field.name for field in fields(Sampling)} - {"fps"}
     changes = {name: getattr(args, name) for name in names if hasattr(args, name)}
     s = cinema.settings(**changes)
@@ -360,6 +402,14 @@ def make(args):
     with torch.inference_mode():
         write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps)
     print(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}")
+
+
+def check_device(device):
+    """ValueError in one line if there is no such device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device {device}: {str(e).splitlines()[0]}") from None
 
 
 def rounds_to(fps, base):

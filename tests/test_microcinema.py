@@ -1,4 +1,5 @@
 """Exercises for microcinema.py: the main job, end to end, and everything a person may get wrong."""
+import json
 import os
 import re
 import shutil
@@ -9,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_unet3d import golden
 from test_vae import golden as golden_vae
 from torch.testing import assert_close
 
 from data import render, sample_scene
 from files import from_pixels
-from microcinema import MicroCinema, between, main, noise
+from microcinema import PARTS, MicroCinema, between, from_where, main, noise, sources
 from sampler import NoiseSchedule, ddim, guide
 
 ROOT, REFERENCE = Path(__file__).parents[1], Path(__file__).parent / "reference"
@@ -172,6 +173,71 @@ def test_without_video_weights_each_frame_is_the_image_model(tmp_path, capsys):
         frames = [cinema.unet(noises[:, :, i:i + 1], t, text) for i in range(3)]
         clip = cinema.video(noises, t, noises[:, :, :1], text)
     assert_close(clip, torch.cat(frames, dim=2), atol=1e-5, rtol=1e-4)       # breaks if grow leaves a layer as made
+
+
+def trained_parts(folder, **changes):
+    """What train.py might have written: these parts of the toy model, each tensor halved, and their config changed."""
+    for part, change in changes.items():
+        shutil.copytree(ROOT / "toy" / part, folder / part)
+        for file in (folder / part).glob("*.safetensors"):
+            save_file({name: tensor / 2 for name, tensor in load_file(file).items()}, file)
+        for file in (folder / part).glob("*.json"):
+            file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return folder
+
+
+@pytest.mark.parametrize("changes", [
+    {"video": {"sampling": {"steps": 7, "size": 64}}, "tsr": {"sampling": {"guidance": 2.5}}},
+    {"vae": {"scaling_factor": 0.3}, "scheduler": {"prediction_type": "v_prediction"}},
+    {"unet": {}, "text_encoder": {}, "tokenizer": {}}], ids=", ".join)
+def test_a_folder_laid_over_the_model_is_a_model_with_these_folders_copied(tmp_path, changes):
+    """The same by hand: copy the toy model, and what was trained over it. Are all tensors and settings the same?"""
+    mine, by_hand = trained_parts(tmp_path / "mine", **changes), tmp_path / "by hand"
+    for folder in (ROOT / "toy", mine):
+        shutil.copytree(folder, by_hand, dirs_exist_ok=True)
+    assert sources(ROOT / "toy", mine) == {part: mine if part in changes else ROOT / "toy" for part in PARTS}
+    ours, theirs = MicroCinema.load(ROOT / "toy", overlay=mine), MicroCinema.load(by_hand)
+    for part in ("text_encoder", "vae", "unet", "video", "tsr"):
+        assert_close(getattr(ours, part).state_dict(), getattr(theirs, part).state_dict(), rtol=0, atol=0)
+    same = lambda cinema: (cinema.scale, cinema.schedule.prediction_type, cinema.sampling, cinema.tsr_sampling)
+    assert same(ours) == same(theirs)                                        # breaks if the scale is the model's own
+
+
+def test_the_command_says_which_part_is_whose(tmp_path, capsys):
+    """A folder that has trained a video and a tsr, and a file of a video: one line each. Without --weights, none."""
+    mine = trained_parts(tmp_path / "mine", video={}, tsr={})
+    file = next((mine / "video").glob("*.safetensors"))
+    how = ["--steps", "1", "--frames", "1", "--size", "64", "--out", str(tmp_path / "x.png")]
+    assert main([PROMPT, *how, "--weights", str(mine)]) == 0
+    toy = ROOT / "toy"
+    assert capsys.readouterr().out.startswith(f"tokenizer, text_encoder, vae, unet, scheduler from {toy}; "
+                                              f"video, tsr from {mine}\n")    # breaks if the model's tsr is kept
+    assert main([PROMPT, *how, "--weights", str(file)]) == 0
+    assert f"scheduler, tsr from {toy}; video from {file}\n" in capsys.readouterr().out
+    assert from_where(sources(toy, mine, "m.txt")).startswith("tokenizer from m.txt; ")
+    assert main([PROMPT, *how]) == 0 and " from " not in capsys.readouterr().out
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
+    """No folder; nothing trained; a part without its file; words without their encoder, or too few; one too wide."""
+    (tmp_path / "empty" / "clips").mkdir(parents=True)
+    (tmp_path / "half" / "vae").mkdir(parents=True)
+    few = trained_parts(tmp_path / "few", tokenizer={}, text_encoder={})
+    merges = few / "tokenizer" / "merges.txt"
+    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:-1]))
+    wide = trained_parts(tmp_path / "wide", text_encoder={"hidden_size": 132}, tokenizer={})
+    lone = trained_parts(tmp_path / "lone", tokenizer={})
+    file = next((wide / "text_encoder").glob("*.safetensors"))
+    save_file({name: torch.zeros([{128: 132}.get(n, n) for n in x.shape]) for name, x in load_file(file).items()}, file)
+    wrong = {"no such file": tmp_path / "none", "none of the folders tokenizer": tmp_path / "empty",
+             "no diffusion_pytorch_model": tmp_path / "half", "they belong together": lone,
+             "646 tokens, the text encoder 647": few,
+             "132 wide, its unet reads 128": wide, "holds no video": next((ROOT / "toy" / "vae").glob("*.safetensors"))}
+    for names, weights in wrong.items():
+        assert main([PROMPT, "--weights", str(weights), "--out", str(tmp_path / "x.png")]) == 2, names
+        said = capsys.readouterr()
+        assert names in said.err and said.err.count("\n") == 1 and not said.out, said
+    assert not (tmp_path / "x.png").exists()                                 # breaks if what lacks a file is passed by
 
 
 def test_merges_can_lie_elsewhere(tmp_path, capsys):
