@@ -157,8 +157,8 @@ class Clip:
 class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
-    held_out: of every tenth clip, which are kept from training, or of all others; below ten clips none can be spared,
-    and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if
+    held_out: of every tenth clip that has a caption, which are kept from training whatever else a stage asks of clips,
+    or of all others; below ten clips none can be spared, and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if
     no clip will do.
     """
 
@@ -169,7 +169,7 @@ class ClipSet(torch.utils.data.Dataset):
             raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
         captions = read_captions(folder)
         needed = (frames - 1) / min(self.rates)
-        for path, row in tqdm(captions.items(), desc="looking at the clips", mininterval=2):
+        for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", mininterval=2)):
             fps_here = row.get("fps", FOLDER_FPS)
             try:
                 if not row["text"]:
@@ -177,7 +177,8 @@ class ClipSet(torch.utils.data.Dataset):
                 seconds = clip_seconds(path, fps_here)
                 if seconds <= needed:
                     raise ValueError(f"is too short: want more than {needed:g} s")
-                self.clips.append(Clip(path, row["text"], seconds, fps_here))
+                kept = len(captions) < 10 or (number % 10 == 9) == held_out
+                (self.clips if kept else self.spared).append(Clip(path, row["text"], seconds, fps_here))
             except (ValueError, OSError) as error:
                 self.skipped[str(error)].append(path.name)
         known = set(captions)
@@ -186,9 +187,6 @@ class ClipSet(torch.utils.data.Dataset):
                 self.skipped["has no caption"].append(path.name)
         if not self.clips:
             raise ValueError(f"{folder}: no clip to train on; {self.summary()}")
-        if len(self.clips) >= 10:
-            kept = [[clip for i, clip in enumerate(self.clips) if (i % 10 == 9) == part] for part in (False, True)]
-            self.clips, self.spared = kept[held_out], kept[not held_out]
 
     def summary(self):
         """One line on what was found, and on what was skipped and why."""
