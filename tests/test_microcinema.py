@@ -109,7 +109,10 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path, capsys):
              "not.png": [PROMPT, "--image", str(tmp_path / "not.png")], "size 100": [PROMPT, "--size", "100"],
              "0 steps": [PROMPT, "--steps", "0"], "1001 steps": [PROMPT, "--steps", "1001"],
              "0 frames": [PROMPT, "--frames", "0"], "device nonsense": [PROMPT, "--device", "nonsense"],
-             "eta 2": [PROMPT, "--eta", "2"], "nowhere": [PROMPT, "--model", str(tmp_path / "nowhere")],
+             "eta 2": [PROMPT, "--eta", "2"], "guidance nan": [PROMPT, "--guidance", "nan"],
+             "lambda inf": [PROMPT, "--lam", "inf"], "device meta": [PROMPT, "--device", "meta"],
+             "more memory than there is": [PROMPT, "--size", "6400000000"],
+             "nowhere": [PROMPT, "--model", str(tmp_path / "nowhere")],
              "lacking": [PROMPT, "--model", str(tmp_path / "lacking")],
              "cut": [PROMPT, "--model", str(tmp_path / "cut")]}
     for names, argv in wrong.items():
@@ -118,6 +121,8 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path, capsys):
         assert names in said and said.count("\n") == 1 and "Traceback" not in said, said
     assert main([PROMPT, "--out", str(tmp_path / "no" / "folder.gif")]) == 2
     assert main([PROMPT, "--out", str(tmp_path / "clip.xyz")]) == 2
+    assert main([PROMPT, "--guidance", "1e38", "--steps", "2", "--out", out]) == 2
+    assert "beyond all bounds" in capsys.readouterr().err.splitlines()[-1]   # breaks if NaN becomes a black picture
     assert Path(out).read_text() == "precious"                               # breaks if it writes before it checks
 
 
@@ -314,13 +319,17 @@ def test_what_the_cascade_cannot_do_is_one_line(tmp_path, capsys):
     a, folder = str(tmp_path / "a.png"), cascade_folder(tmp_path / "model")
     bare = cascade_folder(tmp_path / "bare")
     shutil.rmtree(bare / "tsr")
-    wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "choose one": ["--between", a, a, "--image", a],
+    torch.jit.script(torch.nn.Upsample(scale_factor=2.0)).save(tmp_path / "twice.pt")
+    wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "0 fps": ["--fps", "0"],
+             "--upscaler: say": ["--upscaler", "lanczos"],
+             "not 4 times": ["--upscale", "4", "--upscaler", str(tmp_path / "twice.pt")],
+             "choose one": ["--between", a, a, "--image", a],
              "lacks tsr/|has no temporal": ["--fps", "8", "--model", str(bare)], "does 4": ["--upscale", "3"],
              "--pairs 0": ["--pairs", "0"], "nothing to set between": ["--between", a, a, "--fps", "2"]}
     for names, argv in wrong.items():
         assert main([PROMPT, "--model", str(folder), *argv, "--out", str(tmp_path / "x.gif")]) == 2, argv
         said = capsys.readouterr().err
-        assert re.search(names, said) and said.count("\n") == 1, said
+        assert re.search(names, said) and said.count("\n") == 1, said        # breaks if it samples before it asks
     with pytest.raises(ValueError, match="2 or more"):
         CASCADE.interpolate(pictures(1.0), [PROMPT])
     assert not (tmp_path / "x.gif").exists()
