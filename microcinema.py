@@ -22,6 +22,7 @@ import itertools
 import math
 import random
 import re
+import signal
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -304,6 +305,9 @@ def main(argv=None):
     try:
         make(args)
         return 0
+    except KeyboardInterrupt:
+        print("microcinema.py: stopped; nothing was written", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as e:
         said = e
     except (RuntimeError, MemoryError) as e:                                 # PyTorch's has no type of its own on a CPU
@@ -385,4 +389,5 @@ def rounds_to(fps, base):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)                # a kill, too, clears up behind itself
     sys.exit(main())

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,23 @@ def test_even_numbers_of_frames_have_no_centre_and_say_so(tmp_path, capsys):
     """Four frames: the key frame is number 2 of 0 to 3."""
     assert main([PROMPT, "--frames", "4", "--steps", "1", "--out", str(tmp_path / "frames")]) == 0
     assert "no centre" in capsys.readouterr().out and len(os.listdir(tmp_path / "frames")) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for ffmpeg is a shell script")
+def test_a_kill_in_the_middle_leaves_nothing(tmp_path):
+    """A stand-in for ffmpeg has written half a file, and sleeps; now the run is killed. What is left of it?"""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").write_text('#!/bin/sh\nfor last; do :; done\necho half > "$last"\nexec sleep 100\n')
+    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+    run = subprocess.Popen([sys.executable, ROOT / "microcinema.py", PROMPT, "--steps", "1", "--frames", "1", "--out",
+                            "x.mp4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                           env=os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"})
+    while run.poll() is None and not any(part.read_text() for part in tmp_path.glob(".part-*")):
+        time.sleep(0.01)
+    run.terminate()
+    said = run.communicate()[1]
+    assert run.returncode == 130 and said.endswith("stopped; nothing was written\n") and "Traceback" not in said
+    assert os.listdir(tmp_path) == ["bin"]                                   # breaks if SIGTERM is left to the system
 
 
 def untrained(folder):
