@@ -13,7 +13,6 @@ ours  Frames are read by time, not by number: real files have frames of unequal 
       no caption is skipped and named; it never becomes a picture of zeros.
 """
 
-import argparse
 import csv
 import json
 import re
@@ -29,7 +28,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from files import beside, centre, check_output, contact_sheet
+from files import ArgumentParser, beside, centre, check_output, contact_sheet
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -38,11 +37,22 @@ FOLDER_FPS = 24.0                   # of a folder of pictures that does not say 
 
 # ---- captions -------------------------------------------------------------------------------------------------------
 
+def read_text(file):
+    """What is written in a file. ValueError that names it if it is not text."""
+    try:
+        return file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is not text in UTF-8") from None
+
+
 def read_rows(file):
     """The rows of a metadata file as dicts. ValueError in one line, with the number of the line, if one is broken."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(file).splitlines()
     if file.suffix == ".csv":
-        return list(csv.DictReader(lines))
+        try:
+            return list(csv.DictReader(lines))
+        except csv.Error as error:
+            raise ValueError(f"{file}: not a CSV file ({error})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -63,19 +73,22 @@ def read_captions(folder):
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:
-        return {next(iter(others), text): {"text": text.read_text(encoding="utf-8").strip()}
+        return {next(iter(others), text): {"text": read_text(text)}
                 for text in sorted(folder.rglob("*.txt"))
                 for others in [[p for p in sorted(text.parent.iterdir()) if p.stem == text.stem and p != text]]}
     captions = {}
     for row in read_rows(files[0]):
         if row.get("file_name"):
-            path, text = folder / row["file_name"], row.get("text")
+            path, text = folder / str(row["file_name"]), row.get("text")
         elif row.get("videoid"):                                    # WebVid's columns
-            path, text = folder / (row.get("page_dir") or "") / f"{row['videoid']}.mp4", row.get("name")
+            path, text = folder / str(row.get("page_dir") or "") / f"{row['videoid']}.mp4", row.get("name")
         else:
             raise ValueError(f"{files[0]}: wants the columns file_name and text, or WebVid's videoid, page_dir "
-                             f"and name; has {', '.join(row)}")
-        captions[path] = {"text": (text or "").strip(), "fps": float(row.get("fps") or FOLDER_FPS)}
+                             f"and name; has {', '.join(map(str, row))}")
+        try:
+            captions[path] = {"text": str(text or "").strip(), "fps": float(row.get("fps") or FOLDER_FPS)}
+        except (ValueError, TypeError):
+            raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number") from None
     return captions
 
 
@@ -169,7 +182,7 @@ class ClipSet(torch.utils.data.Dataset):
             raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
         captions = read_captions(folder)
         needed = (frames - 1) / min(self.rates)
-        for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", mininterval=2)):
+        for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", delay=2)):
             fps_here = row.get("fps", FOLDER_FPS)
             try:
                 if not row["text"]:
@@ -186,14 +199,16 @@ class ClipSet(torch.utils.data.Dataset):
             if path.suffix.lower() in (*ANIMATIONS, *FILMS) and not known & {path, *path.parents}:
                 self.skipped["has no caption"].append(path.name)
         if not self.clips:
-            raise ValueError(f"{folder}: no clip to train on; {self.summary()}")
+            raise ValueError(f"{folder}: {self.summary()}")
 
     def summary(self):
         """One line on what was found, and on what was skipped and why."""
-        lengths = sorted(clip.seconds for clip in self.clips) or [0]
-        said = [f"{len(self.clips)} clips with {len({clip.caption for clip in self.clips})} captions, "
-                f"{lengths[0]:.1f} to {lengths[-1]:.1f} s long, half of them under {lengths[len(lengths) // 2]:.1f} s"]
-        said.append(f"{len(self.spared)} more kept out" if self.spared else "too few to keep some out")
+        said, lengths = ["no clip to train on"], sorted(clip.seconds for clip in self.clips)
+        if lengths:
+            said = [f"{len(self.clips)} clips with {len({clip.caption for clip in self.clips})} captions, "
+                    f"{lengths[0]:.1f} to {lengths[-1]:.1f} s long, half of them under "
+                    f"{lengths[len(lengths) // 2]:.1f} s",
+                    f"{len(self.spared)} more kept out" if self.spared else "too few to keep some out"]
         for reason, names in self.skipped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"skipped {len(names)}: {reason} ({', '.join(names[:3])}{more})")
@@ -225,7 +240,7 @@ class ClipSet(torch.utils.data.Dataset):
 
 def main(argv=None):
     """Prints the summary of a folder and draws a contact sheet; see the top of the file."""
-    parser = argparse.ArgumentParser(description="Look at a folder of clips as training will see it.")
+    parser = ArgumentParser(description="Look at a folder of clips as training will see it.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("clips.png"), help="the contact sheet (default clips.png)")
     parser.add_argument("--rows", type=int, default=12, help="windows to draw (default 12)")
@@ -235,8 +250,11 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the places of the windows")
     args = parser.parse_args(argv)
     try:
-        if min(args.rows, args.frames, args.size) < 1 or args.fps <= 0:
-            raise ValueError("--rows, --frames, --size and --fps must be positive")
+        if min(args.rows, args.frames, args.size) < 1 or args.seed < 0 or not 0 < args.fps <= 1000:
+            raise ValueError("--rows, --frames, --size and --fps must be positive, --fps at most 1000, and --seed not "
+                             "negative")
+        if args.out.suffix.lower() != ".png":
+            raise ValueError(f"{args.out}: a contact sheet is a .png")
         check_output(args.out)
         clips = ClipSet(args.folder, args.rows, args.frames, args.fps, args.size, args.seed)
         items = [clips[i] for i in range(args.rows)]

@@ -14,14 +14,14 @@ Places and sizes are fractions of the picture, x to the right and y down; angles
     python data.py --out toyset.png --seed 0            # a contact sheet of the set: one clip a row, its caption below
     python data.py filter my_clips/                     # the paper's filter on a folder of real clips: filtering.py
 """
-import argparse, math, sys
+import math, sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from files import beside, check_output, contact_sheet
+from files import ArgumentParser, beside, check_output, contact_sheet
 
 SECONDS, CENTRE = 4.0, 2.0          # a clip's length, and the time of its key frame
 
@@ -339,7 +339,7 @@ def main():
     if sys.argv[1:2] == ["filter"]:
         import filtering                                            # which reads clips.py and clip.py, not needed else
         return filtering.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(description="Draw a contact sheet of the toy set, one clip a row.")
+    parser = ArgumentParser(description="Draw a contact sheet of the toy set, one clip a row.")
     parser.add_argument("--out", default="toyset.png", help="the picture to write, a .png (default toyset.png)")
     parser.add_argument("--clips", type=int, default=12, help="how many clips (default 12)")
     parser.add_argument("--frames", type=int, default=9, help="frames of each, n (default 9)")
@@ -350,8 +350,9 @@ def main():
     args = parser.parse_args()
     out = Path(args.out)
     try:
-        if min(args.clips, args.frames, args.size) < 1 or args.fps <= 0 or args.seed < 0:
-            raise ValueError("--clips, --frames, --size and --fps must be positive, and --seed not negative")
+        if min(args.clips, args.frames, args.size) < 1 or args.seed < 0 or not 0 < args.fps <= 1000:
+            raise ValueError("--clips, --frames, --size and --fps must be positive, --fps at most 1000, and --seed not "
+                             "negative")
         if out.suffix.lower() != ".png":
             raise ValueError(f"{out}: a contact sheet is a .png")
         check_output(out)

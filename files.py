@@ -2,17 +2,25 @@
 
 in    a picture, any size, any mode   -> [3, H, W] in [-1, 1]                                          (read_picture)
 out   frames, uint8 [3, H, W] each    -> GIF, WebP, APNG, a PNG contact sheet, a folder of PNGs, mp4   (write_video)
-here  from_pixels, to_pixels, read_picture, centre, check_output, beside, write_video, contact_sheet
+here  from_pixels, to_pixels, read_picture, centre, check_output, beside, write_video, contact_sheet; ArgumentParser, of
+      all commands
 ours  Everything: the paper's pictures are in memory. What is written is written beside its place and renamed, so that a
       name never holds half a file.
 """
-import os, re, shutil, subprocess, tempfile, warnings
+import argparse, os, re, shutil, subprocess, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command's arguments. What it cannot take it says in one line, as all of ours do; argparse adds the usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def from_pixels(pixels):

@@ -13,7 +13,6 @@ ours  The paper gives neither its measures nor its thresholds. Motion is the mea
       what you trust.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from clip import Tokenizer
 from clips import ClipSet, read_clip
-from files import beside
+from files import ArgumentParser, beside
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)     # CLIP's, of RGB
 
@@ -49,17 +48,21 @@ class ClipScore:
         self.tokenizer, self.device = Tokenizer.load(merges), device
         try:
             self.network = torch.jit.load(str(file), map_location=device).float().eval()
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{file}: not a TorchScript file ({str(error).splitlines()[0]})") from None
+            self.vectors(torch.zeros(1, 3, 224, 224), "")                    # what it cannot do it says now
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file}: not a CLIP as TorchScript ({str(error).strip().splitlines()[-1]})") from None
+
+    def vectors(self, picture, caption):
+        """Those of pictures [b, 3, 224, 224] and of a caption: each [b, d]."""
+        text = self.network.encode_text(self.tokenizer([caption]).to(self.device))
+        return self.network.encode_image(picture.to(self.device)).float(), text.float()
 
     @torch.inference_mode()
     def __call__(self, clip):
         frame = read_clip(clip.path, np.array([clip.seconds / 2]), 224, clip.fps)[0]
         frame = torch.tensor(frame).permute(2, 0, 1) / 255
         mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, DEVIATION))
-        picture = self.network.encode_image(((frame - mean) / deviation)[None].to(self.device))
-        text = self.network.encode_text(self.tokenizer([clip.caption]).to(self.device))
-        return torch.cosine_similarity(picture.float(), text.float()).item()
+        return torch.cosine_similarity(*self.vectors(((frame - mean) / deviation)[None], clip.caption)).item()
 
 
 def histogram(values, low, high, title, width=640, height=260, bars=40):
@@ -83,7 +86,7 @@ def histogram(values, low, high, title, width=640, height=260, bars=40):
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    parser = argparse.ArgumentParser(prog="data.py filter", description="Leave out clips that move too much or too "
+    parser = ArgumentParser(prog="data.py filter", description="Leave out clips that move too much or too "
                                      "little, or whose caption does not fit.")
     add = parser.add_argument
     add("folder", type=Path, help="folder of clips with captions (clips.py)")
@@ -105,16 +108,16 @@ def main(argv=None):
 
 def filter_clips(args):
     """Measures, then writes the metadata of what is kept, and the histograms."""
-    if args.fps <= 0 or args.motion[0] > args.motion[1]:
-        raise ValueError("want --fps above 0, and --motion LOW HIGH in this order")
+    if not (0 < args.fps <= 1000 and args.motion[0] <= args.motion[1] and -1 <= args.score <= 1):
+        raise ValueError("want --fps above 0 and at most 1000, --motion LOW HIGH in this order, --score from -1 to 1")
     if bool(args.clip) != bool(args.merges) or args.score > -1 and not args.clip:
         raise ValueError("the text-image score takes both --clip FILE and --merges FILE")
     out = args.out or args.folder / "metadata.filtered.jsonl"
     if out.suffix != ".jsonl" or out.name == "metadata.jsonl" or not out.parent.is_dir():
         raise ValueError(f"{out}: want a new .jsonl file, not called metadata.jsonl, in a folder that exists")
+    score = ClipScore(args.clip, args.merges) if args.clip else None
     clips = ClipSet(args.folder, 1, frames=2, fps=args.fps)
     print(clips.summary())
-    score = ClipScore(args.clip, args.merges) if args.clip else None
     if not score:
         print("no --clip: only motion is measured and filtered, not whether captions fit")
     everything, rows, moves, scores = [*clips.clips, *clips.spared], [], [], []

@@ -20,8 +20,10 @@ ours  The key frame is number n // 2, the centre of an odd n, and is drawn anew 
 
 import argparse
 import itertools
+import math
 import random
 import re
+import signal
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from tqdm import tqdm
 import weights
 from appearnet import VideoModel
 from clip import Tokenizer
-from files import ENDINGS, check_output, read_picture, to_pixels, write_video
+from files import ENDINGS, ArgumentParser, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, appearance_noise, guide
 from upscaler import load_upscaler
 
@@ -169,6 +171,8 @@ class MicroCinema:
             raise ValueError(f"{s.frames} frames: want 1 or more")
         if s.sampler not in SAMPLERS:
             raise ValueError(f"sampler '{s.sampler}': want {' or '.join(SAMPLERS)}")
+        if not all(map(math.isfinite, (s.guidance, s.lam, s.gamma))):
+            raise ValueError(f"guidance {s.guidance:g}, lambda {s.lam:g}, gamma {s.gamma:g}: want finite numbers")
         if not 0 <= s.eta <= 1 or s.eta and s.sampler != "ddim":
             raise ValueError(f"eta {s.eta:g}: want 0 to 1, and 0 for every sampler but ddim")
         self.schedule.path(s.steps, s.spacing)
@@ -200,6 +204,9 @@ class MicroCinema:
         for z in tqdm(SAMPLERS[s.sampler](model, z_T, path, self.schedule, **how), desc=name, total=s.steps,
                       disable=not self.progress):
             pass
+        if not z.isfinite().all():
+            raise ValueError(f"{name}: the numbers grew beyond all bounds; try a smaller guidance, lambda or gamma, or "
+                             "float32")
         return z
 
     @torch.inference_mode()
@@ -312,7 +319,7 @@ class MicroCinema:
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("prompt", help="the sentence c")
     add("--model", type=Path, default=Path(__file__).parent / "toy",
@@ -324,8 +331,8 @@ def main(argv=None):
     add("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures of yours")
     add("--fps", type=float, help="frames a second: as trained (2, default), 4 or 16 times that (8 or 32)")
     add("--pairs", type=int, default=8, help="pairs of frames between which it sets others at once; bounds the memory")
-    add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), any (Lanczos)")
-    add("--upscaler", default="realesrgan", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
+    add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), 2-16 (Lanczos)")
+    add("--upscaler", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
     add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
     add("--steps", type=int, help="denoising steps of each stage (default: the model's, else 50)")
@@ -342,10 +349,18 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         make(args)
+        return 0
+    except KeyboardInterrupt:
+        print("microcinema.py: stopped; nothing was written", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as e:
-        print(f"microcinema.py: {e}", file=sys.stderr)
-        return 2
-    return 0
+        said = e
+    except (RuntimeError, MemoryError) as e:                                 # PyTorch's has no type of its own on a CPU
+        if isinstance(e, RuntimeError) and not re.search("allocate|overflow", str(e)):
+            raise
+        said = "takes more memory than there is; a smaller --size, --frames, --pairs or --upscale takes less"
+    print(f"microcinema.py: {said}", file=sys.stderr)
+    return 2
 
 
 def make(args):
@@ -362,7 +377,9 @@ def make(args):
         raise ValueError("--between: want two or more pictures")
     if args.pairs < 1:
         raise ValueError(f"--pairs {args.pairs}: want 1 or more")
-    upscale = load_upscaler(args.upscaler, args.upscale, args.device) if args.upscale != 1 else None
+    if args.upscaler and args.upscale == 1:
+        raise ValueError("--upscaler: say how many times as large, with --upscale")
+    upscale = load_upscaler(args.upscaler or "realesrgan", args.upscale, args.device) if args.upscale != 1 else None
     cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
     if args.weights:
         print(from_where(sources(args.model, args.weights, args.merges)))
@@ -371,7 +388,9 @@ def make(args):
     names = {field.name for field in fields(Sampling)} - {"fps"}
     changes = {name: getattr(args, name) for name in names if hasattr(args, name)}
     s = cinema.settings(**changes)
-    rounds = rounds_to(args.fps or s.fps * (4 if args.between else 1), s.fps)
+    if upscale:
+        upscale(torch.zeros(1, 3, s.size, s.size))                           # what it cannot do it says now
+    rounds = rounds_to(s.fps * (4 if args.between else 1) if args.fps is None else args.fps, s.fps)
     if rounds and cinema.tsr is None:
         raise ValueError(f"{args.model}: has no temporal super-resolution (tsr/); leave out --fps and --between")
     if cut := cinema.tokenizer.cut(args.prompt):
@@ -407,7 +426,7 @@ def make(args):
 def check_device(device):
     """ValueError in one line if there is no such device."""
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()                                  # `meta` has no numbers to give back
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device {device}: {str(e).splitlines()[0]}") from None
 
@@ -421,4 +440,5 @@ def rounds_to(fps, base):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)                # a kill, too, clears up behind itself
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Spatial super-resolution: Sec. 3.1, "an off-the-shelf spatial super-resolution model", 320 to 1280 pixels.
 
 in    frames [k, 3, H, W] in [-1, 1]
-out   the same, 4 (Lanczos: any whole number) times as high and wide
+out   the same, 4 (Lanczos: 2 to 16) times as high and wide
 here  load_upscaler: a name or a file -> a function frames -> frames; SRVGG, the network that ships in upscaler/
 
 ours  The paper names no model. Here it is Real-ESRGAN's small one for videos (Wang et al. 2021), a network of 0.6
@@ -48,13 +48,13 @@ def lanczos(frames, scale):
 
 def load_upscaler(name="realesrgan", scale=4, device="cpu"):
     """`name`: "realesrgan", "lanczos" or a TorchScript file. ValueError if it cannot be had, or not at this scale."""
-    if scale < 2:
-        raise ValueError(f"upscale {scale}: want 2 or more")
+    if not 2 <= scale <= 16:
+        raise ValueError(f"upscale {scale}: want 2 to 16")
     if name == "lanczos":
         return lambda frames: lanczos(frames, scale)
     if name == "realesrgan":
         if scale != 4:
-            raise ValueError(f"upscale {scale}: Real-ESRGAN's network does 4; `--upscaler lanczos` any whole number")
+            raise ValueError(f"upscale {scale}: Real-ESRGAN's network does 4; `--upscaler lanczos` 2 to 16")
         network = SRVGG()
         network.load_state_dict(load_file(REAL_ESRGAN))
     else:
@@ -68,9 +68,13 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
 
     @torch.inference_mode()
     def upscale(frames):
-        large = network((frames.to(device) + 1) / 2)
-        if large.shape != (*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale):
-            raise ValueError(f"upscaler {name}: makes {list(large.shape)} of {list(frames.shape)}, "
+        try:
+            large = network((frames.to(device) + 1) / 2)
+            shape = list(large.shape)
+        except (RuntimeError, AttributeError) as e:                          # somebody's network: takes or gives else
+            raise ValueError(f"upscaler {name}: {str(e).strip().splitlines()[-1]}") from None
+        if shape != [*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale]:
+            raise ValueError(f"upscaler {name}: makes {shape} of {list(frames.shape)}, "
                              f"which is not {scale} times as large")
         return large.clamp(0, 1) * 2 - 1
     return upscale

@@ -18,7 +18,6 @@ asked for, a wrong shape or a number that is not finite is a ValueError that nam
 Tensors are read from disk piece by piece into the place where they stay, in the dtype and on the device asked for.
 """
 
-import argparse
 import functools
 import inspect
 import json
@@ -36,6 +35,7 @@ from safetensors.torch import save_file
 
 from appearnet import VideoModel, is_new
 from clip import TextEncoder
+from files import ArgumentParser, beside
 from sampler import NoiseSchedule
 from unet3d import Encoder, UNet3D
 from vae import AutoencoderKL
@@ -284,9 +284,8 @@ def read_json(path):
 def write_json(content, path):
     """Writes beside, then renames: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with beside(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def arguments(model_class, config, where):
@@ -309,8 +308,8 @@ def read_config(path, part):
     path = Path(path)
     if path.is_dir():
         return read_json(path / part / "config.json"), path / part / "config.json"
-    beside = [path.parent / part / "config.json", *([path.parent / "config.json"] if part == "video" else [])]
-    return next(((read_json(file), file) for file in beside if file.is_file()), ({}, path))
+    near = [path.parent / part / "config.json", *([path.parent / "config.json"] if part == "video" else [])]
+    return next(((read_json(file), file) for file in near if file.is_file()), ({}, path))
 
 
 # ------------------------------------------------------------------------------------------------------- whole models
@@ -386,10 +385,8 @@ def save(tensors, config, folder, stem="diffusion_pytorch_model"):
     """Writes a component's folder: config.json and float16 weights, each beside and then renamed."""
     folder = Path(folder)
     write_json(config, folder / "config.json")
-    path = folder / f"{stem}.fp16.safetensors"
-    beside = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}, beside)
-    os.replace(beside, path)
+    with beside(folder / f"{stem}.fp16.safetensors") as part:
+        save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}, part)
 
 
 # ------------------------------------------------------------------------------------------------------------ the map
@@ -443,10 +440,13 @@ def print_map(path):
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    parser = argparse.ArgumentParser(description="Print the map of a checkpoint: each tensor, and its class.")
+    parser = ArgumentParser(description="Print the map of a checkpoint: each tensor, and its class.")
     parser.add_argument("path", type=Path, help="a model folder, SD2.1's single file, or a checkpoint of train.py")
     try:
         print_map(parser.parse_args(argv).path)
+        sys.stdout.flush()
+    except BrokenPipeError:                                                  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as e:
         print(f"weights.py: {e}", file=sys.stderr)
         return 2

@@ -133,11 +133,23 @@ def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
     shutil.copytree(tmp_path / "columns", tmp_path / "both")
     (tmp_path / "both" / "metadata.jsonl").touch()
     (tmp_path / "empty").mkdir()
+    for name, content in (("rate", b'{"file_name": "a.gif", "text": 7, "fps": "fast"}'), ("picture", b"\x89PNG")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_bytes(content)
+    (tmp_path / "quote").mkdir()
+    (tmp_path / "quote" / "metadata.csv").write_text('file_name,text\na.gif,"' + "never closed\n" * 20_000)
     for name, says in (("nowhere", "no such folder"), ("empty", "no clip"), ("words", "line 2"),
-                       ("columns", "file_name"), ("both", "keep one")):
+                       ("columns", "file_name"), ("both", "keep one"), ("rate", "'fast'"), ("picture", "UTF-8"),
+                       ("quote", "not a CSV")):
         assert clips.main([str(tmp_path / name), "--out", str(tmp_path / "x.png")]) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("clips.py: ") and says in said
+        said = capsys.readouterr().err
+        assert said.startswith(f"clips.py: {tmp_path / name}") and says in said and said.count("\n") == 1
+    write_clip(tmp_path / "good" / "a.gif", 50)
+    describe(tmp_path / "good", a__gif="a")
+    for argv in (["--fps", "inf"], ["--seed", "-1"], ["--out", str(tmp_path / "x.mp4")]):
+        assert clips.main([str(tmp_path / "good"), "--out", str(tmp_path / "x.png"), *argv]) == 2
+        assert argv[0] in (said := capsys.readouterr().err) or "x.mp4" in said
+        assert said.count("\n") == 1                                         # breaks if NaN or infinity is a rate
     assert not (tmp_path / "x.png").exists()
 
 

@@ -1,4 +1,5 @@
 """Exercises on files.py: does every picture and video survive its file, and the file a bad run?"""
+import importlib
 import os
 
 import numpy as np
@@ -8,6 +9,18 @@ from PIL import Image
 
 import files
 from data import ToySet
+
+
+@pytest.mark.parametrize("name", ["microcinema", "weights", "clips", "data"])
+def test_a_command_says_in_one_line_what_it_cannot_take(name, monkeypatch, capsys):
+    """An option that does not exist. argparse alone would print its usage first, eleven lines for microcinema.py."""
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "a", "--nonsense"])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(f"{name}.py: unrecognized arguments: ")     # breaks without error()
+    assert said.endswith("--nonsense\n") and said.count("\n") == 1
+
 
 # ---- pixels and pictures --------------------------------------------------------------------------------------------
 

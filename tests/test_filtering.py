@@ -78,15 +78,19 @@ def test_the_text_image_score_takes_any_clip_as_torchscript(tmp_path, monkeypatc
 
 
 def test_what_cannot_be_filtered_is_one_line_and_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
-    """No folder, thresholds upside down, a score without a CLIP, a CLIP that is none, the metadata itself as output."""
+    """No folder, thresholds upside down, a score without a CLIP, two CLIPs that are none, the metadata as output."""
     three_clips(tmp_path)
     before = (tmp_path / "metadata.jsonl").read_bytes()
     (tmp_path / "no.pt").write_text("no network")
+    torch.jit.script(torch.nn.Identity()).save(tmp_path / "other.pt")        # a network, without encode_text
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     for argv in ([tmp_path / "nowhere"], [tmp_path, "--motion", 0.5, 0.1], [tmp_path, "--score", 0.2],
                  [tmp_path, "--clip", tmp_path / "no.pt", "--merges", tmp_path / "merges.txt"],
+                 [tmp_path, "--clip", tmp_path / "other.pt", "--merges", tmp_path / "merges.txt"],
+                 [tmp_path, "--motion", "nan", "nan"], [tmp_path, "--fps", "inf"],
                  [tmp_path, "--out", tmp_path / "metadata.jsonl"], [tmp_path, "--fps", 0]):
         assert run(monkeypatch, *argv) == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith("data.py filter: ")
+        said = capsys.readouterr().err
+        assert said.startswith("data.py filter: ") and said.count("\n") == 1
     assert (tmp_path / "metadata.jsonl").read_bytes() == before
     assert not (tmp_path / "metadata.filtered.jsonl").exists()

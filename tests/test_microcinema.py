@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,10 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path, capsys):
              "not.png": [PROMPT, "--image", str(tmp_path / "not.png")], "size 100": [PROMPT, "--size", "100"],
              "0 steps": [PROMPT, "--steps", "0"], "1001 steps": [PROMPT, "--steps", "1001"],
              "0 frames": [PROMPT, "--frames", "0"], "device nonsense": [PROMPT, "--device", "nonsense"],
-             "eta 2": [PROMPT, "--eta", "2"], "nowhere": [PROMPT, "--model", str(tmp_path / "nowhere")],
+             "eta 2": [PROMPT, "--eta", "2"], "guidance nan": [PROMPT, "--guidance", "nan"],
+             "lambda inf": [PROMPT, "--lam", "inf"], "device meta": [PROMPT, "--device", "meta"],
+             "more memory than there is": [PROMPT, "--size", "6400000000"],
+             "nowhere": [PROMPT, "--model", str(tmp_path / "nowhere")],
              "lacking": [PROMPT, "--model", str(tmp_path / "lacking")],
              "cut": [PROMPT, "--model", str(tmp_path / "cut")]}
     for names, argv in wrong.items():
@@ -119,6 +123,8 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path, capsys):
         assert names in said and said.count("\n") == 1 and "Traceback" not in said, said
     assert main([PROMPT, "--out", str(tmp_path / "no" / "folder.gif")]) == 2
     assert main([PROMPT, "--out", str(tmp_path / "clip.xyz")]) == 2
+    assert main([PROMPT, "--guidance", "1e38", "--steps", "2", "--out", out]) == 2
+    assert "beyond all bounds" in capsys.readouterr().err.splitlines()[-1]   # breaks if NaN becomes a black picture
     assert Path(out).read_text() == "precious"                               # breaks if it writes before it checks
 
 
@@ -148,6 +154,23 @@ def test_even_numbers_of_frames_have_no_centre_and_say_so(tmp_path, capsys):
     """Four frames: the key frame is number 2 of 0 to 3."""
     assert main([PROMPT, "--frames", "4", "--steps", "1", "--out", str(tmp_path / "frames")]) == 0
     assert "no centre" in capsys.readouterr().out and len(os.listdir(tmp_path / "frames")) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for ffmpeg is a shell script")
+def test_a_kill_in_the_middle_leaves_nothing(tmp_path):
+    """A stand-in for ffmpeg has written half a file, and sleeps; now the run is killed. What is left of it?"""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").write_text('#!/bin/sh\nfor last; do :; done\necho half > "$last"\nexec sleep 100\n')
+    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+    run = subprocess.Popen([sys.executable, ROOT / "microcinema.py", PROMPT, "--steps", "1", "--frames", "1", "--out",
+                            "x.mp4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                           env=os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"})
+    while run.poll() is None and not any(part.read_text() for part in tmp_path.glob(".part-*")):
+        time.sleep(0.01)
+    run.terminate()
+    said = run.communicate()[1]
+    assert run.returncode == 130 and said.endswith("stopped; nothing was written\n") and "Traceback" not in said
+    assert os.listdir(tmp_path) == ["bin"]                                   # breaks if SIGTERM is left to the system
 
 
 def untrained(folder):
@@ -380,13 +403,17 @@ def test_what_the_cascade_cannot_do_is_one_line(tmp_path, capsys):
     a, folder = str(tmp_path / "a.png"), cascade_folder(tmp_path / "model")
     bare = cascade_folder(tmp_path / "bare")
     shutil.rmtree(bare / "tsr")
-    wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "choose one": ["--between", a, a, "--image", a],
+    torch.jit.script(torch.nn.Upsample(scale_factor=2.0)).save(tmp_path / "twice.pt")
+    wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "0 fps": ["--fps", "0"],
+             "--upscaler: say": ["--upscaler", "lanczos"],
+             "not 4 times": ["--upscale", "4", "--upscaler", str(tmp_path / "twice.pt")],
+             "choose one": ["--between", a, a, "--image", a],
              "lacks tsr/|has no temporal": ["--fps", "8", "--model", str(bare)], "does 4": ["--upscale", "3"],
              "--pairs 0": ["--pairs", "0"], "nothing to set between": ["--between", a, a, "--fps", "2"]}
     for names, argv in wrong.items():
         assert main([PROMPT, "--model", str(folder), *argv, "--out", str(tmp_path / "x.gif")]) == 2, argv
         said = capsys.readouterr().err
-        assert re.search(names, said) and said.count("\n") == 1, said
+        assert re.search(names, said) and said.count("\n") == 1, said        # breaks if it samples before it asks
     with pytest.raises(ValueError, match="2 or more"):
         CASCADE.interpolate(pictures(1.0), [PROMPT])
     assert not (tmp_path / "x.gif").exists()

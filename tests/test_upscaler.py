@@ -67,9 +67,14 @@ def test_any_torchscript_file_goes_through_the_same_hook(tmp_path):
 
 
 def test_what_cannot_be_had_is_one_line(tmp_path):
-    """Real-ESRGAN by 3, once as large, a file that is not there, a file that is no network."""
+    """Real-ESRGAN by 3, once as large, far too large, a file that is not there, that is no network, of other inputs."""
     (tmp_path / "no.pt").write_text("no network")
-    for name, scale in (("realesrgan", 3), ("lanczos", 1), ("nowhere.pt", 4), (str(tmp_path / "no.pt"), 4)):
+    torch.jit.script(torch.nn.Bilinear(2, 2, 2)).save(tmp_path / "two.pt")
+    with pytest.raises(ValueError, match="two.pt: .*missing value") as e:    # breaks if a RuntimeError gets through
+        load_upscaler(str(tmp_path / "two.pt"), 4)(torch.zeros(1, 3, 4, 4))
+    assert "\n" not in str(e.value)
+    for name, scale in (("realesrgan", 3), ("lanczos", 1), ("lanczos", 100_000), ("nowhere.pt", 4),
+                        (str(tmp_path / "no.pt"), 4)):
         with pytest.raises(ValueError) as e:
             load_upscaler(name, scale)
         assert "upscale" in str(e.value) and "\n" not in str(e.value)

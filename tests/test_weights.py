@@ -3,6 +3,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,7 @@ def test_saving_never_leaves_half_a_file(folder, monkeypatch):
     with pytest.raises(OSError):
         weights.save(model.state_dict(), TINY, path / "unet")
     assert (path / "unet" / FILE).read_bytes() == before                     # breaks if it writes in place
+    assert sorted(os.listdir(path / "unet")) == ["config.json", FILE]        # breaks if the half file stays
 
 
 def test_the_toy_model_is_whole_and_within_its_size():
@@ -269,6 +272,15 @@ def test_the_map_shows_every_tensor_and_the_line_of_its_class(capsys):
     ours = said.split("video, what the paper adds")[1].split("\n\n")[0]
     assert "temporal_conv1.conv.weight" in ours and "appearnet.zero_conv.weight" in ours
     assert "attn1.to_q" not in re.sub(r"temporal_attentions\S+", "", ours)
+
+
+def test_the_map_can_be_cut_short():
+    """`python weights.py toy | head -n 1`: no traceback, and no complaint, once nobody reads on."""
+    run = subprocess.Popen([sys.executable, ROOT / "weights.py", ROOT / "toy"], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline().startswith(f"{ROOT / 'toy'}: looks like")
+    run.stdout.close()
+    assert run.stderr.read() == "" and run.wait() == 0                       # breaks without BrokenPipeError
 
 
 # ---- damage ----
