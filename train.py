@@ -233,12 +233,12 @@ def train_vae(args):
              names=lambda step, generator: [clips[i]["name"] for i in numbers(step)[:args.batch]],
              save=lambda tensors: weights.save(tensors, config, args.out / "vae"), sample=sample), args)
 
-    vae, _ = weights.load_vae(args.out)
-    with torch.inference_mode():                                             # of what will be diffused: the means
-        squares = [vae.encode(from_pixels(item["frames"]).transpose(0, 1))[0].pow(2).mean()
-                   for item in dataset(args, 256, 1)]
-    scale = torch.stack(squares).mean().rsqrt().item()
     if args.rank == 0:
+        vae, _ = weights.load_vae(args.out, device=args.device)              # as it was saved
+        with torch.inference_mode():                                         # of what will be diffused: the means
+            squares = [vae.encode(from_pixels(item["frames"].to(args.device)).transpose(0, 1))[0].pow(2).mean()
+                       for item in dataset(args, 256, 1)]
+        scale = torch.stack(squares).mean().rsqrt().item()
         weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
 
 
