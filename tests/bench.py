@@ -111,12 +111,14 @@ def largest_batch(z_0, text, change=None):
         try:
             step = training_step(model.float(), z_0[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1))
             step(), step()
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:                                        # out of memory, or beyond what cuDNN takes
+            reason = str(error).splitlines()[0][:80]
             break
         fits, batch, step = batch, 2 * batch, None
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    print(f"(c) largest batch that trains, of 1, 2, 4, ...: {fits} {change.__name__ if change else ''}", flush=True)
+    how = f", {change.__name__}" if change else ""
+    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits} (the next: {reason})", flush=True)
 
 
 def sd21_inputs(device):
