@@ -4,8 +4,8 @@ in    a set of clips (data.ToySet, clips.ClipSet)
 out   Latents: z_0 and captions, in memory, or in a folder: latents.json and safetensors shards, float16
 here  Latents, encode, write, read
 
-ours  z_0 is the posterior's mean times the scale factor. A shard is mapped, not read: a million clips of the paper's size
-      are 115 GB, of which a batch touches a megabyte or two.
+ours  z_0 is the posterior's mean times the scale factor. A shard is mapped, not read: a million clips of the paper's
+      size are 115 GB, of which a batch touches a megabyte or two.
 """
 
 import json
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import distributed
 from tqdm import tqdm
 
-from files import from_pixels
+from files import beside, from_pixels
 from weights import read_json, write_json
 
 SETS = ("train", "kept-out")
@@ -38,20 +38,24 @@ class Latents:
         """z_0 [b, 4, n, h, w], float32, of the clips with these numbers, a tensor [b]."""
         if len(self.z) == 1 and self.z[0].device.type == torch.device(device).type:
             return self.z[0][pick].float()
-        return torch.stack([self.z[shard][row] for shard, row in (self.where[i] for i in pick.tolist())]).to(device).float()
+        where = [self.where[i] for i in pick.tolist()]
+        return torch.stack([self.z[shard][row] for shard, row in where]).to(device).float()
 
 
 def loader(clips, indices, batch):
     """The clips with these numbers, drawn or read by other processes: {"frames": uint8 [b, 3, n, H, W], ...}."""
-    workers = max(1, (os.cpu_count() or 2) - 1)
-    return torch.utils.data.DataLoader(clips, batch, sampler=indices, num_workers=workers, prefetch_factor=4)
+    spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1     # torchrun's, on this host
+    workers = max(0, min(spare, len(indices) // batch // 16))                # a few batches are not worth a process
+    return torch.utils.data.DataLoader(clips, batch, sampler=indices, num_workers=workers,
+                                       prefetch_factor=4 if workers else None)
 
 
 @torch.no_grad()
 def batches(vae, scale, clips, args, indices):
     """Yields (z_0 [b, 4, n, h, w] float16, captions, names) of the clips with these numbers."""
     like = next(vae.parameters())
-    for batch in tqdm(loader(clips, indices, args.batch), desc="encoding the clips", mininterval=2, disable=args.rank > 0):
+    progress = {"desc": "encoding the clips", "mininterval": 2, "disable": args.rank > 0}
+    for batch in tqdm(loader(clips, indices, args.batch), **progress):
         x = from_pixels(batch["frames"].to(args.device)).to(like)            # [b, 3, n, H, W]
         mean, _ = vae.encode(x.transpose(1, 2).flatten(0, 1))
         z = (mean.float() * scale).unflatten(0, (len(x), -1)).transpose(1, 2)
@@ -74,18 +78,23 @@ def encode(vae, scale, clips, args):
 
 
 def write(vae, scale, sets, args, about, shard=1000):
-    """Writes {"train": clips, "kept-out": clips} to the folder args.out, `shard` clips a file, and what they are."""
+    """Writes the two sets of clips to the folder args.out, `shard` clips a file, and what they are."""
     args.out.mkdir(parents=True, exist_ok=True)
     if any(args.out.iterdir()):
         raise ValueError(f"{args.out}: is not empty; name a new folder")
-    for name, clips in sets.items():
+    for name, clips in zip(SETS, sets, strict=True):
         for number, first in enumerate(range(0, len(clips), shard)):
             z, captions, names = zip(*batches(vae, scale, clips, args, range(first, min(first + shard, len(clips)))))
             words = {"captions": [c for some in captions for c in some], "names": [n for some in names for n in some]}
-            part = args.out / f"{name}-{number:05}.safetensors.part"
-            save_file({"z_0": torch.cat(z).cpu().contiguous()}, part, {k: json.dumps(v) for k, v in words.items()})
-            os.replace(part, part.with_suffix(""))
-    write_json(about, args.out / "latents.json")                             # last: with it, the folder is whole
+            words = {key: json.dumps(value) for key, value in words.items()}
+            file = args.out / f"{name}-{number:05}.safetensors"
+            try:
+                with beside(file) as part:
+                    save_file({"z_0": torch.cat(z).cpu().contiguous()}, part, words)
+            except SafetensorError as error:
+                raise OSError(f"{file}: cannot be written ({error})") from None
+    counts = dict(zip(SETS, map(len, sets), strict=True))
+    write_json(about | {"clips": counts}, args.out / "latents.json")         # last: with it, the folder is whole
 
 
 def read(folder, about):
@@ -105,5 +114,7 @@ def read(folder, about):
                     names += json.loads(shard.metadata()["names"])
             except (SafetensorError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}: not a shard of latents ({error})") from None
+        if len(names) != (count := made.get("clips", {}).get(name)):
+            raise ValueError(f"{folder}: has {len(names)} of {count} clips for {name}; a shard is missing")
         sets.append(Latents(z, captions, names))
     return sets

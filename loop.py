@@ -1,4 +1,4 @@
-"""The training loop, one for every stage: Sec. 4.1 "Implementation details". What is trained, and on what, is train.py's.
+"""The training loop, one for every stage: Sec. 4.1 "Implementation details". What is trained on what is train.py's.
 
 in    a Task: a model, its learning rates, how to draw a batch of step k, and the loss of a batch
 out   trained weights, STAGE.csv and STAGE.png (report.py), sample pictures, and checkpoints to go on from
@@ -14,6 +14,7 @@ ours  - All randomness of step k follows from the run's seed and k. So a run tha
 """
 
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -67,6 +68,8 @@ def fit(task, args):
     args.out.mkdir(parents=True, exist_ok=True)
     weights = Weights(task, args)
     start = weights.resume()
+    if start:
+        weights.publish()                                                    # what was stopped may not have come to it
     take = steps(task, weights, args, start)
     first = task.validate()
     if first and not start:
@@ -249,21 +252,37 @@ class Weights:
         whole = {name: gather(x, self.args) for name, x in self.tensors().items()}
         if self.args.rank == 0:
             path = self.args.out / f"{self.task.name}.{step:08}.checkpoint.safetensors"
-            part = path.with_name(path.name + ".part")
+            part = self.args.out / f"{self.task.name}.checkpoint.part"       # a folder: save_file has files of its own
+            shutil.rmtree(part, ignore_errors=True)                         # in it, and a killed run leaves them all
             try:
-                save_file(whole, part, metadata={"step": str(step)})
-                with open(part, "rb+") as file:
+                part.mkdir()
+                save_file(whole, part / path.name, metadata={"step": str(step)})
+                with open(part / path.name, "rb+") as file:
                     os.fsync(file.fileno())
-                os.replace(part, path)
-                prefix = "model." if self.ema is self.masters else "ema."
-                self.task.save({name.removeprefix(prefix): x for name, x in whole.items() if name.startswith(prefix)})
+                os.replace(part / path.name, path)
             except (SafetensorError, OSError) as error:
-                part.unlink(missing_ok=True)
-                good = self.checkpoints()
-                raise ValueError(f"{path}: cannot be written ({' '.join(str(error).split())}); " + (
-                    f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet")) from None
+                raise self.cannot_write(path, error) from None
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
             for old in self.checkpoints()[:-2]:
                 old.unlink()
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self):
+        """Hands the averaged weights, put together on the first process, to task.save."""
+        whole = {name: gather(x, self.args) for name, x in self.ema.items()}
+        if self.args.rank == 0:
+            try:
+                self.task.save(whole)
+            except (SafetensorError, OSError) as error:
+                raise self.cannot_write(f"the weights of {self.task.name}", error) from None
+
+    def cannot_write(self, what, error):
+        """What to say on a full disk, in one line."""
+        good = self.checkpoints()
+        return ValueError(f"{what}: cannot be written ({' '.join(str(error).split())}); " + (
+            f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"))
 
     @torch.no_grad()
     def resume(self):
@@ -271,7 +290,12 @@ class Weights:
         for path in reversed(self.checkpoints()):
             try:
                 with safe_open(path, framework="pt") as file:
-                    for name, x in self.tensors().items():
+                    ours = self.tensors()
+                    if {name: list(x.shape) for name, x in ours.items()} != {
+                            name: file.get_slice(name).get_shape() for name in file.keys()}:
+                        raise ValueError(f"{path}: is of another model, or --ema was another; move the checkpoints of "
+                                         f"stage {self.task.name} away to start anew")
+                    for name, x in ours.items():
                         tensor = file.get_tensor(name).to(self.args.device)
                         if isinstance(x, DTensor):
                             tensor = distribute_tensor(tensor, x.device_mesh, x.placements)
@@ -285,8 +309,8 @@ class Weights:
             print(f"going on from {path}, step {step}")
             return step
         if self.checkpoints():
-            raise ValueError(f"{self.args.out}: no checkpoint of stage {self.task.name} can be read, or --ema was another; "
-                             "move them away to start anew")
+            raise ValueError(f"{self.args.out}: no checkpoint of stage {self.task.name} can be read; move them away to "
+                             "start anew")
         return 0
 
 
@@ -316,7 +340,7 @@ def shard(model, args):
     model.to(memory_format=torch.contiguous_format)                          # FSDP2 takes no other layout
     for network in networks(model):
         blocks = [part for part in network.modules() if isinstance(part, BLOCKS) and not isinstance(part, Spade)]
-        for part in [*blocks, network]:                                      # FSDP2 does not see into what Spade returns
+        for part in [*blocks, network]:                                     # FSDP2 does not see into what Spade returns
             fully_shard(part, mp_policy=precision)
 
 

@@ -18,8 +18,8 @@ ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether cli
 
 Places and sizes are fractions of the picture, angles radians clockwise, times seconds.
 """
-import argparse
 import functools
+import math
 import sys
 from pathlib import Path
 
@@ -29,7 +29,7 @@ import torch
 from clips import ClipSet
 from data import CENTRE, COLOURS, MOTIONS, ROUND, SECONDS, SHAPES, SPEEDS, STILL, frame_times, render, sample_scene
 from data import track
-from files import beside, check_output, contact_sheet, from_pixels, to_pixels
+from files import ArgumentParser, beside, check_output, contact_sheet, from_pixels, to_pixels
 from filtering import change
 from microcinema import UNTRAINED, MicroCinema, between, check_device, from_where, sources
 
@@ -424,6 +424,9 @@ def check_flags(args):
     """ValueError for what cannot be done, or would be ignored."""
     if args.data and args.between:
         raise ValueError("--data and --between: choose one")
+    for flag in ("guidance", "gamma", "fps"):
+        if not math.isfinite(getattr(args, flag) or 0):
+            raise ValueError(f"--{flag}: want a finite number")
     for flag in ("fps", "out"):
         if getattr(args, flag) is not None and not args.data:
             raise ValueError(f"--{flag} takes --data")
@@ -439,7 +442,7 @@ def check_flags(args):
 
 def main(argv=None):
     """Scores a model and prints a Markdown table."""
-    parser = argparse.ArgumentParser(description="Score a model; see the top of metrics.py.")
+    parser = ArgumentParser(description="Score a model; see the top of metrics.py.")
     add = parser.add_argument
     add("--model", type=Path, default=Path(__file__).parent / "toy", help="model folder (default: the toy model)")
     add("--weights", type=Path, help="a folder that train.py wrote, whose parts take the place of the model's, or the "

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from files import beside
+
 COLOURS = ("#202020", "#c03028", "#e08a1e", "#3a9a4a", "#2a6fc0", "#8a3ab0")
 
 
@@ -23,8 +25,10 @@ class Report:
         self.path, self.columns, self.rows = Path(path), ["step", "seconds", "loss", *columns], []
         if start and self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
-        with open(self.path, "w", newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file)             # but for half a row, of a full disk
+                             if None not in row.values() and set(row) == set(self.columns)
+                             and int(row["step"]) <= start]
+        with beside(self.path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)

@@ -23,9 +23,11 @@ ours  AdamW (0.9, 0.999), weight decay 1e-2, gradients clipped to norm 1, 10 % e
 """
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,9 +39,9 @@ from appearnet import INJECTIONS, VideoModel, is_new
 from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from clips import ClipSet
 from data import ToySet
-from files import contact_sheet, from_pixels, to_pixels
+from files import ArgumentParser, contact_sheet, from_pixels, to_pixels
 from loop import Task, checkpoint_blocks, compile_blocks, fit
-from microcinema import MicroCinema, Sampling, between
+from microcinema import MicroCinema, Sampling, between, check_device
 from sampler import add_noise, appearance_noise
 from unet3d import UNet3D
 from vae import AutoencoderKL
@@ -105,7 +107,7 @@ def schedule_for_eq_5(path, args):
 def fresh(model_class, part, args, **more):
     """A model to train from nothing, of the size that the part's config.json in --model says; and that config."""
     config, where = weights.read_config(args.model, part)
-    return model_class(**weights.arguments(model_class, config, where), **more), config
+    return model_class(**weights.arguments(model_class, config, where) | more), config
 
 
 def dataset(args, count, frames, windows=(), held_out=False):
@@ -130,12 +132,17 @@ def about(stage, scale, args):
     return {"frames": frames, "fps": list(windows) or [args.fps], "size": args.size, "scale": scale}
 
 
+def two_sets(stage, args):
+    """The clips that a stage trains on, and a few that are kept out."""
+    return [dataset(args, count, *shape_of_clips(stage, args), held_out)
+            for count, held_out in ((args.clips, False), (min(32, args.clips), True))]
+
+
 def latent_clips(vae, scale, args):
-    """The two sets of clips of a stage, as latents.Latents: to train on, and kept out."""
+    """The two sets of clips of a stage, as latents.Latents."""
     if args.latents:
         return latents.read(args.latents, about(args.stage, scale, args))
-    return [latents.encode(vae, scale, dataset(args, count, *shape_of_clips(args.stage, args), held_out), args)
-            for count, held_out in ((args.clips, False), (32, True))]
+    return [latents.encode(vae, scale, clips, args) for clips in two_sets(args.stage, args)]
 
 
 def draw_batches(clips, ids, empty, schedule, args):
@@ -190,7 +197,7 @@ def rows_of(*videos):
 
 # ---------------------------------------------------------------------------------------------------------- the stages
 
-FRAMES, STILLS = 9, 4                                                        # of a clip; of these, what the VAE is given
+FRAMES, STILLS = 9, 4                                                       # of a clip; of these, what the VAE is given
 
 
 def train_vae(args):
@@ -237,7 +244,7 @@ def train_vae(args):
         vae, _ = weights.load_vae(args.out, device=args.device)              # as it was saved
         with torch.inference_mode():                                         # of what will be diffused: the means
             squares = [vae.encode(from_pixels(item["frames"].to(args.device)).transpose(0, 1))[0].pow(2).mean()
-                       for item in dataset(args, 256, 1)]
+                       for item in dataset(args, min(256, args.clips), 1)]
         scale = torch.stack(squares).mean().rsqrt().item()
         weights.write_json(config | {"scaling_factor": round(scale, 5)}, args.out / "vae" / "config.json")
 
@@ -245,37 +252,42 @@ def train_vae(args):
 def train_image(args):
     """The image model and its text encoder, together, on key frames: Eq. 5 with one frame and no prior."""
     vae, scale = weights.load_vae(source("vae", args), torch.bfloat16 if args.bf16 else torch.float32, args.device)
-    text_encoder, text_config = fresh(TextEncoder, "text_encoder", args)
-    unet, config = fresh(UNet3D, "unet", args, temporal=False)
     schedule = schedule_for_eq_5(args.model, args)
-    if args.rank == 0:
+    if args.rank == 0 and not checkpoints("image", args):                    # a run that goes on has its merges
         found = weights.read_json(args.model / "scheduler" / "scheduler_config.json")
         weights.write_json(found, args.out / "scheduler" / "scheduler_config.json")
-        merges = learn_merges(dataset(args, 20_000, 1).captions(), text_config["vocab_size"] - 514)
+        most = weights.read_config(args.model, "text_encoder")[0].get("vocab_size", 49_408) - 514
+        captions = dataset(args, min(20_000, 5 * args.clips), 1).captions()
         (args.out / "tokenizer").mkdir(exist_ok=True)
-        save_merges(merges, args.out / "tokenizer" / "merges.txt")
+        save_merges(learn_merges(captions, most), args.out / "tokenizer" / "merges.txt")
     if args.world > 1:
         distributed.barrier()                                                # all others read what was just written
     tokenizer = Tokenizer.load(args.out)
+    vocabulary = {"vocab_size": tokenizer.vocab_size}                        # few words need fewer merges
+    text_encoder, text_config = fresh(TextEncoder, "text_encoder", args, **vocabulary)
+    unet, config = fresh(UNet3D, "unet", args, temporal=False)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
     # Stills teach no words for motion. At the full rate the text encoder forgets which is which: a tenth.
     groups = [{"params": list(unet.parameters()), "lr": args.lr},
               {"params": list(text_encoder.parameters()), "lr": args.lr / 10}]
 
-    def loss_with(f_theta):
-        return lambda z_0, ids, t, eps_n: loss(f_theta, z_0, 0 * z_0, text_encoder(ids), t, eps_n, schedule, lam=0,
-                                               weighting=args.weighting)
+    def loss_of(z_0, ids, t, eps_n, f_theta=lambda z_t, t, _, text: unet(z_t, t, text)):
+        return loss(f_theta, z_0, 0 * z_0, text_encoder(ids), t, eps_n, schedule, lam=0, weighting=args.weighting)
 
     def save(tensors):
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         weights.save(part("unet."), config, args.out / "unet")
-        weights.save(part("text_encoder."), text_config, args.out / "text_encoder", stem="model")
+        weights.save(part("text_encoder."), text_config | vocabulary, args.out / "text_encoder", stem="model")
 
     cinema = MicroCinema(tokenizer, text_encoder, vae, scale, unet, None, schedule,
                          Sampling(size=args.size, steps=15, guidance=3.0), progress=False)
-    train_on_latents(model, groups, lambda z_t, t, _, text: unet(z_t, t, text), loss_with, save, vae, scale, tokenizer,
-                     schedule, args,
-                     lambda kept_out: rows_of(cinema.key_frame(kept_out.captions[:8], range(8))[None].transpose(1, 2)))
+    cinema.settings()                                                        # what cannot be sampled it says now
+
+    def strip(kept_out):
+        captions = kept_out.captions[:8]
+        return rows_of(cinema.key_frame(captions, range(len(captions)))[None].transpose(1, 2))
+
+    train_on_latents(model, groups, loss_of, save, vae, scale, tokenizer, schedule, args, strip)
 
 
 def train_video(args):
@@ -319,15 +331,14 @@ def train_motion(model, config, schedule, args, condition_of):
     model.to(args.device).train()
     groups = parameter_groups(model, args.lr_temporal, args.lr_spatial)
 
-    def loss_with(f_theta):
-        def loss_of(z_0, ids, t, eps_n):
-            with torch.no_grad():
-                text = text_encoder(ids)
-            return loss(f_theta, z_0, condition_of(z_0), text, t, eps_n, schedule, args.lam, args.weighting)
-        return loss_of
+    def loss_of(z_0, ids, t, eps_n, f_theta=model):
+        with torch.no_grad():
+            text = text_encoder(ids)
+        return loss(f_theta, z_0, condition_of(z_0), text, t, eps_n, schedule, args.lam, args.weighting)
 
     settings = Sampling(**weights.arguments(Sampling, config["sampling"], args.out))
     cinema = MicroCinema(tokenizer, text_encoder, vae, scale, model.unet, model, schedule, progress=False)
+    cinema.settings(settings)                                                # what cannot be sampled it says now
 
     @torch.no_grad()
     def strip(kept_out, many=3):                                             # the truth, and ours
@@ -338,12 +349,12 @@ def train_motion(model, config, schedule, args, condition_of):
                                     range(len(z_0)), args.stage, "sample")
         return rows_of(cinema.decode(z_0), cinema.decode(clips))
 
-    train_on_latents(model, groups, model, loss_with, lambda tensors: weights.save(tensors, config, args.out / args.stage),
-                     vae, scale, tokenizer, schedule, args, strip)
+    save = lambda tensors: weights.save(tensors, config, args.out / args.stage)
+    train_on_latents(model, groups, loss_of, save, vae, scale, tokenizer, schedule, args, strip)
 
 
-def train_on_latents(model, groups, f_theta, loss_with, save, vae, scale, tokenizer, schedule, args, strip):
-    """The common part of image, video and tsr. loss_with(f_theta) -> a loss of (z_0, ids, t, eps_n)."""
+def train_on_latents(model, groups, loss_of, save, vae, scale, tokenizer, schedule, args, strip):
+    """The common part of image, video and tsr. loss_of(z_0, ids, t, eps_n, f_theta = that of the model) -> its loss."""
     clips, kept_out = latent_clips(vae, scale, args)
     ids, kept_ids = (tokenizer(some.captions).to(args.device) for some in (clips, kept_out))
     kept = kept_out.rows(torch.arange(min(32, len(kept_out)), device=args.device), args.device)
@@ -352,20 +363,19 @@ def train_on_latents(model, groups, f_theta, loss_with, save, vae, scale, tokeni
         checkpoint_blocks(model)
     if args.compile:
         compile_blocks(model)
-    loss_of = loss_with(f_theta)
-    introduce(validate(loss_with(lambda z_t, *_: torch.zeros_like(z_t))), args)
-    fit(Task(args.stage, model, groups, loss_of, save=save, validate=lambda: validate(loss_of),
-             sample=lambda: strip(kept_out), **draw_batches(clips, ids, tokenizer([""]).to(args.device), schedule, args)),
-        args)
+    introduce(validate(partial(loss_of, f_theta=lambda z_t, *_: torch.zeros_like(z_t))), args)
+    batches = draw_batches(clips, ids, tokenizer([""]).to(args.device), schedule, args)
+    fit(Task(args.stage, model, groups, loss_of, **batches, save=save, validate=lambda: validate(loss_of),
+             sample=lambda: strip(kept_out)), args)
 
 
 def write_latents(args):
     """Clips through the autoencoder, to shards that --latents reads."""
     dtype = torch.bfloat16 if args.bf16 else torch.float32
+    if args.world > 1:
+        raise ValueError("latents: takes one process, not torchrun")
     vae, scale = weights.load_vae(args.model, dtype, args.device)
-    sets = {name: dataset(args, count, *shape_of_clips(args.stage_for, args), held_out)
-            for name, count, held_out in (("train", args.clips, False), ("kept-out", 32, True))}
-    latents.write(vae, scale, sets, args, about(args.stage_for, scale, args))
+    latents.write(vae, scale, two_sets(args.stage_for, args), args, about(args.stage_for, scale, args))
     print(f"{args.out}: {args.clips} clips for stage {args.stage_for}")
 
 
@@ -373,6 +383,11 @@ def write_latents(args):
 
 STAGES = {"vae": train_vae, "image": train_image, "video": train_video, "tsr": train_tsr, "latents": write_latents}
 PARTS = {"vae": "vae", "image": "unet", "video": "video", "tsr": "tsr"}      # the folder that tells a stage was trained
+
+
+def checkpoints(stage, args):
+    """The checkpoints of a stage, by which a run goes on."""
+    return list(args.out.glob(f"{stage}.*.checkpoint.safetensors"))
 
 
 def brought(model, part, key):
@@ -383,7 +398,7 @@ def brought(model, part, key):
 
 def command_line():
     """The parser, and that of each stage by name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     stages = {}
     for name, train in STAGES.items():
@@ -396,7 +411,8 @@ def options(add, stage):
     """The options of a stage."""
     on_latents, motion = stage in ("image", "video", "tsr"), stage in ("video", "tsr")
     add("--out", type=Path, required=True, help="folder to collect the trained parts in, and the checkpoints")
-    add("--model", type=Path, default=Path("toy"), help="model folder, or SD2.1's single file, to begin with (toy)")
+    add("--model", type=Path, default=Path(__file__).parent / "toy",
+        help="model folder, or SD2.1's single file, to begin with (toy)")
     add("--data", type=Path, help="folder of clips of your own with captions, see clips.py (default: the toy set)")
     add("--clips", type=int, default=50_000, help="how many clips of the toy set, or windows of yours")
     add("--fps", type=float, default=2.0, help="frames a second of a clip (2, Sec. 4.1); shorter clips need more")
@@ -421,8 +437,8 @@ def options(add, stage):
     add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
     add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
     if on_latents:
-        add("--latents", type=Path, help="folder that `train.py latents` wrote: train on it, not on --data or the toy set")
-        add("--weighting", choices=("epsilon", "v"), default="epsilon", help="epsilon: Eq. 5 as it is; v: over alpha_bar")
+        add("--latents", type=Path, help="folder that `train.py latents` wrote: train on it, in place of --data")
+        add("--weighting", choices=("epsilon", "v"), default="epsilon", help="Eq. 5 as it is, or v: over alpha_bar")
         add("--drop-text", type=float, default=0.1, help="share of captions emptied, for classifier-free guidance")
         add("--checkpointing", action="store_true", help="gradient checkpointing: less memory for more time")
         add("--fsdp", action="store_true", help="FSDP2 in the place of DDP: every process keeps a part (torchrun)")
@@ -442,7 +458,7 @@ def parse(argv):
     """The arguments. A model folder's own "training" settings come before the paper's, and after the command line's."""
     parser, stages = command_line()
     args = parser.parse_args(argv)
-    own = brought(args.model, PARTS.get(args.stage, "video"), "training")
+    own = brought(args.model, PARTS[getattr(args, "stage_for", args.stage)], "training")
     own = {key: value for key, value in own.items() if args.stage != "latents" or hasattr(args, key)}
     if unknown := own.keys() - vars(args).keys():
         parser.error(f"{args.model}: its config.json names training settings that are none: {', '.join(unknown)}")
@@ -451,30 +467,39 @@ def parse(argv):
     for name in ("steps", "batch", "clips", "size", "frames", "save_every", "sample_every", "accumulate"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')}: want 1 or more")
-    if args.fps <= 0:
-        parser.error("--fps: want more than 0")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            parser.error(f"--{name.replace('_', '-')}: want a finite number")
+    for name in ("fps", "minutes"):
+        if (value := getattr(args, name, None)) is not None and value <= 0:
+            parser.error(f"--{name}: want more than 0")
+    if not all(0 <= getattr(args, name, 0) <= 1 for name in ("ema", "cooldown", "drop_text")):
+        parser.error("--ema, --cooldown and --drop-text: want shares, from 0 to 1")
+    if not 0 <= args.seed < 2**32:
+        parser.error("--seed: want 0 to 4294967295")
     args.fsdp = getattr(args, "fsdp", False)
     return args
 
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    args = parse(argv)
     torchrun = "RANK" in os.environ
-    args.rank, args.world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     try:
+        args = parse(argv)
+        args.rank, args.world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+        torch.manual_seed(args.seed)
         if args.fsdp and not torchrun:
             raise ValueError("--fsdp: start it with torchrun --nproc-per-node N train.py ...")
         if args.stage in PARTS and any((args.out / PARTS[args.stage]).glob("*.safetensors")) \
-                and not any(args.out.glob(f"{args.stage}.*.checkpoint.safetensors")):
+                and not checkpoints(args.stage, args):
             raise ValueError(f"{args.out / PARTS[args.stage]}: holds trained weights already; name another --out, or "
                              "move them away")
         if torchrun:
             if args.device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))         # "cuda" means this one from here on
             distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        check_device(args.device)
         if args.rank:
             sys.stdout = open(os.devnull, "w")                               # one of them speaks
         STAGES[args.stage](args)

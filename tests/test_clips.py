@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import write_configs
 from PIL import Image
-from test_train import write_configs
 
 import clips
 import files
@@ -164,15 +164,24 @@ def test_films_are_read_through_ffmpeg(tmp_path):
 
 
 def test_a_small_model_is_trained_on_a_folder(tmp_path, capsys):
-    """The four stages on a folder of clips, two steps each, by the commands that a person gives."""
-    small = write_configs(tmp_path / "small")
+    """The four stages, two steps each, on a folder of three clips that will do and four that will not: each is named."""
+    small, mine = write_configs(tmp_path / "small"), tmp_path / "mine"
     for k in range(3):
-        write_clip(tmp_path / "mine" / f"{k}.webp", 30, 100, shade=lambda i, k=k: (70 * k + 5 * i) % 256)
-    describe(tmp_path / "mine", **{f"{k}__webp": f"grey number {k}" for k in range(3)})
+        write_clip(mine / f"{k}.webp", 30, 100, shade=lambda i, k=k: (70 * k + 5 * i) % 256)
+    half = write_clip(mine / "half.webp", 20, shade=lambda i: i)
+    half.write_bytes(half.read_bytes()[:len(half.read_bytes()) // 2])
+    (mine / "empty.gif").touch()
+    write_clip(mine / "short.gif", 1, 10)
+    write_clip(mine / "silent.gif", 20)
+    describe(mine, **{f"{k}__webp": f"grey number {k}" for k in range(3)}, half__webp="half", empty__gif="empty",
+             short__gif="short", silent__gif=" ")
     for stage in ("vae", "image", "video", "tsr"):
-        how = "--steps 2 --batch 2 --clips 4 --size 32 --fps 4 --device cpu".split()
+        how = "--steps 2 --batch 2 --clips 4 --size 16 --fps 4 --device cpu".split()
         how += ["--frames", "3"] if stage == "video" else []
-        argv = [stage, "--model", str(small), "--out", str(tmp_path / "out"), "--data", str(tmp_path / "mine"), *how]
+        argv = [stage, "--model", str(small), "--out", str(tmp_path / "out"), "--data", str(mine), *how]
         assert train.main(argv) == 0
-        assert "3 clips with 3 captions" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        fit = 4 if stage == "image" else 3                                   # for a still, no clip is too short
+        assert f"{fit} clips with {fit} captions" in said and ("short.gif" in said) == (stage != "image")
+        assert all(name in said for name in ("half.webp", "empty.gif", "silent.gif"))    # breaks if one is not named
     assert os.path.isdir(tmp_path / "out" / "tsr")

@@ -11,10 +11,11 @@ import files
 from data import ToySet
 
 
-@pytest.mark.parametrize("name", ["microcinema", "weights", "clips", "data"])
-def test_a_command_says_in_one_line_what_it_cannot_take(name, monkeypatch, capsys):
+@pytest.mark.parametrize("name, more", [("microcinema", "a"), ("weights", "a"), ("clips", "a"), ("data", "a"),
+                                        ("train", "vae --out a"), ("metrics", "")])
+def test_a_command_says_in_one_line_what_it_cannot_take(name, more, monkeypatch, capsys):
     """An option that does not exist. argparse alone would print its usage first, eleven lines for microcinema.py."""
-    monkeypatch.setattr("sys.argv", [f"{name}.py", "a", "--nonsense"])
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *more.split(), "--nonsense"])
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(name).main()
     said = capsys.readouterr().err

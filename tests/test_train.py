@@ -1,29 +1,22 @@
-"""Exercises for train.py: Eq. 5, the two learning rates, and a loop that can be stopped."""
+"""Exercises for train.py: Eq. 5, the two learning rates, the stages one after the other, and the command line."""
 import csv
-import os
+import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_unet3d import TINY, moving_clip, stir
+from conftest import assert_same, last, run
+from PIL import Image
+from test_unet3d import TINY, moving_clip
 from torch.testing import assert_close
 
-import loop
 import train
 import weights
 from appearnet import VideoModel
+from data import ToySet
 from sampler import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
-SMALL = {"unet": TINY | {"cross_attention_dim": 8},
-         "video": TINY | {"cross_attention_dim": 8, "sampling": {"frames": 3}},
-         "vae": dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4),
-         "text_encoder": dict(vocab_size=600, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
-                              num_attention_heads=2)}
 
 
 def batch(seed=0):
@@ -76,59 +69,30 @@ def test_every_parameter_is_in_one_group_and_the_ratio_is_ten(capsys):
 
 def test_one_clip_can_be_learnt():
     """Sixty steps on one clip and one t: does the loss fall to a fifth? Twice from a seed: the same numbers?"""
-    def run():
+    def run(steps):
         torch.manual_seed(0)
         model, losses = VideoModel(**TINY), []
         z_0, _, _, _, eps_n = (x.float() if x.is_floating_point() else x for x in batch())
         text = moving_clip()[2]
         optimizer = torch.optim.AdamW(train.parameter_groups(model, 1e-2, 1e-2))
-        for _ in range(60):
+        for _ in range(steps):
             value = train.loss(model, z_0, z_0[:, :, 1:2], text, torch.tensor([500, 500]), eps_n, SCHEDULE)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
             losses.append(value.item())
         return losses
-    first = run()
-    assert first[-1] < 0.2 * first[0] and first == run()
-
-
-def write_configs(folder):
-    """A model folder that only holds configs, of very small models."""
-    for part, config in SMALL.items():
-        weights.write_json(config, folder / part / "config.json")
-    weights.write_json({"beta_start": 0.00085, "beta_end": 0.012}, folder / "scheduler" / "scheduler_config.json")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def like(tmp_path_factory):
-    return write_configs(tmp_path_factory.mktemp("like"))
-
-
-def run(stage, like, out, steps, *more):
-    how = "--batch 2 --clips 6 --size 32 --save-every 2 --sample-every 4 --ema 0.9 --device cpu".split()
-    how += ["--frames", "3"] if stage == "video" else []
-    return train.main([stage, "--model", str(like), "--out", str(out), "--steps", str(steps), *how, *more])
-
-
-def last(folder, stage):
-    """The newest checkpoint of a stage."""
-    return max(folder.glob(f"{stage}.*.checkpoint.safetensors"))
+    first = run(60)
+    assert first[-1] < 0.2 * first[0] and first[:10] == run(10)
 
 
 def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     """Four steps at once, or two, a stop, and two more: are the checkpoints bit for bit the same?"""
     for stage in ("vae", "image", "video", "tsr"):
-        assert run(stage, like, tmp_path / "whole", 4) == 0
-        assert run(stage, like, tmp_path / "halves", 2) == 0
-        assert run(stage, like, tmp_path / "halves", 4) == 0
-        name = f"{stage}.00000004.checkpoint.safetensors"
-        whole, halves = (load_file(tmp_path / half / name) for half in ("whole", "halves"))
-        assert whole.keys() == halves.keys() and len(whole) > 20
-        for key, tensor in whole.items():                                    # breaks if the data starts again from 0
-            assert torch.equal(tensor, halves[key]), (stage, key)
-        assert weights.main([str(tmp_path / "whole" / name)]) == 0           # the map can be drawn of it, too
+        for half, steps in (("whole", 4), ("halves", 2), ("halves", 4)):
+            assert run(stage, like, tmp_path / half, steps, "--sample-every", 4) == 0
+        assert_same(tmp_path / "whole", tmp_path / "halves", stage)          # breaks if the data starts again from 0
+        assert weights.main([str(last(tmp_path / "whole", stage))]) == 0     # the map can be drawn of it, too
         tables = [list(csv.DictReader(open(tmp_path / half / f"{stage}.csv"))) for half in ("whole", "halves")]
         for row in tables[0] + tables[1]:
             del row["seconds"]
@@ -138,73 +102,14 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     video = weights.load_video(tmp_path / "whole")
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
-        "size": 32, "frames": 3, "fps": 2.0, "lam": 0.03}
+        "size": 16, "frames": 3, "fps": 2.0, "lam": 0.03}
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    """Blocks that forget and compute again, SPADE's tensors included: is any gradient another, or lost?"""
-    model = VideoModel(**TINY).double()
-    stir(model)
-    z_0, t, text = (x.double() if x.is_floating_point() else x for x in moving_clip())
-    eps_n = torch.randn(z_0.shape, dtype=torch.float64)
-
-    def gradients():
-        train.loss(model, z_0, z_0[:, :, 1:2], text, t, eps_n, SCHEDULE).backward()
-        grads = {name: p.grad for name, p in model.named_parameters()}
-        model.zero_grad(set_to_none=True)
-        return grads
-    plain = gradients()
-    loop.checkpoint_blocks(model)
-    again = gradients()
-    for name, grad in plain.items():
-        assert_close(again[name], grad, rtol=1e-9, atol=1e-12)
-
-
-def test_parts_of_a_batch_add_up_to_its_step(like, tmp_path):
-    """--accumulate 2: two clips one by one, or both at once. The same gradients?"""
-    for name, more in (("whole", ()), ("parts", ("--accumulate", "2"))):
-        assert run("vae", like, tmp_path / name, 2, *more) == 0
-    whole, parts = (load_file(last(tmp_path / name, "vae")) for name in ("whole", "parts"))
-    for name in whole:
-        if name.startswith("adam.exp_avg."):
-            assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-6)     # breaks without the division
-    assert run("vae", like, tmp_path / "odd", 2, "--accumulate", "3") == 2
-
-
-def torchrun(processes, *command):
-    """train.py in several processes."""
-    how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*how, str(Path(train.__file__)), *map(str, command)], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
-def test_two_processes_take_the_steps_of_one(like, tmp_path, way):
-    """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
-    for stage in ("vae", "image"):
-        assert run(stage, like, tmp_path / "one", 1) == 0
-    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
-        shutil.copytree(tmp_path / "one" / part, tmp_path / "two" / part)
-    assert run("video", like, tmp_path / "one", 3) == 0
-    how = "--steps 3 --batch 2 --clips 6 --size 32 --frames 3 --ema 0.9 --device cpu --sample-every 9".split()
-    how += ["--fsdp"] if way == "FSDP2" else []
-    torchrun(2, "video", "--model", like, "--out", tmp_path / "two", *how)
-    one, two = (load_file(last(tmp_path / name, "video")) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
-        if name.startswith("adam.exp_avg."):                                 # linear in the gradients
-            assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both see the same half
-    assert run("video", like, tmp_path / "two", 4) == 0                      # one process goes on where two stopped
-
-
-def test_a_video_model_can_start_from_another(like, tmp_path, capsys):
+def test_a_video_model_can_start_from_another(like, ready, tmp_path, capsys):
     """--start: one step at learning rate 0 gives the weights it started with back, not those of a grown image model."""
-    for stage in ("vae", "image", "video"):
-        assert run(stage, like, tmp_path / "first", 2) == 0
-    for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
-        for name in ("second", "third"):
-            shutil.copytree(tmp_path / "first" / part, tmp_path / name / part)
+    assert run("video", like, ready("first"), 2) == 0
+    for name in ("second", "third"):
+        ready(name)
     still = ["--start", str(tmp_path / "first"), "--lr-temporal", "0", "--lr-spatial", "0"]
     assert run("video", like, tmp_path / "second", 1, *still) == 0
     first, second = (weights.load_video(tmp_path / name).state_dict() for name in ("first", "second"))
@@ -253,18 +158,72 @@ def test_the_loss_by_bucket_tells_where_a_model_is_wrong():
     assert losses == train.by_bucket(loss_of, z, ids, SCHEDULE)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_path, monkeypatch, capsys):
-    """At step 3 the loss is NaN. What is said, and which weights are left? Those of step 2."""
-    assert run("vae", like, tmp_path, 2) == 0
-    before = last(tmp_path, "vae").read_bytes()
-    real, steps = torch.Tensor.backward, []
+def test_the_introduction_says_what_to_expect(like, ready, capsys):
+    """A network that answers 0 pays the mean of eps^2, eps = lam z_c + eps_n: how much, by hand, at lam = 0.5?"""
+    folder = ready("introduced")
+    capsys.readouterr()
+    assert run("video", like, folder, 2, "--lam", "0.5", "--clips", "16", "--sample-every", "1") == 0
+    said = capsys.readouterr().out
+    pays, first = (float(re.search(rf"{words}: ([\d.]+)", said)[1]) for words in ("always answers 0", "kept out"))
+    vae, scale = weights.load_vae(folder)
+    centres = torch.stack([item["frames"][:, 1] for item in ToySet(16, frames=3, size=16, held_out=True)])
+    with torch.no_grad():
+        z_c = vae.encode(centres / 127.5 - 1)[0] * scale
+    assert_close(pays, 1 + 0.5**2 * z_c.pow(2).mean().item(), rtol=0.02, atol=0)         # breaks if the prior is left out
+    assert abs(pays - 1) > 0.1 and abs(first - pays) < 0.5                   # a new network's answers are small
+    assert "90%" in said and "266 tensors" in said and "310 tensors" in said
+    for step in (1, 2):
+        with Image.open(folder / f"video-{step:06}.png") as picture:         # truth and ours, three clips, three frames
+            assert picture.size == (3 * 20 + 4, 6 * 20 + 4)
+    assert not (folder / "video-000003.png").exists()
 
-    def poisoned(value, *how):
-        steps.append(value.data.fill_(float("nan")) if len(steps) == 1 else None)
-        return real(value, *how)
-    monkeypatch.setattr(torch.Tensor, "backward", poisoned)
-    assert run("vae", like, tmp_path, 6) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "not finite at step 3" in said and "vae.00000002.checkpoint" in said
-    assert "toy clip 0, toy clip 1" in said                                  # clips 6 and 7 of 6, which begin again
-    assert last(tmp_path, "vae").read_bytes() == before
+
+def test_a_model_folders_own_settings_come_between(like, tmp_path, capsys):
+    """Its "training" says steps and batch, the command line says batch, nobody says clips: which numbers count?"""
+    model = shutil.copytree(like, tmp_path / "own")
+    file = model / "vae" / "config.json"
+    config = weights.read_json(file)
+    weights.write_json(config | {"training": {"steps": 3, "batch": 5}}, file)
+    args = train.parse(["vae", "--model", str(model), "--out", "x", "--batch", "7"])
+    assert (args.steps, args.batch, args.clips) == (3, 7, 50_000)            # breaks if the folder comes last
+    for setting in ({"colour": "red"}, {"lr": float("nan")}, {"steps": "many"}):
+        weights.write_json(config | {"training": setting}, file)
+        with pytest.raises(SystemExit) as stop:
+            train.main(["vae", "--model", str(model), "--out", str(tmp_path / "x")])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and next(iter(setting)) in said and said.count("\n") == 1
+    file.write_text("{")
+    assert train.main(["vae", "--model", str(model), "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert "not JSON" in said and said.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+def test_latents_are_made_by_the_settings_of_their_stage(like, tmp_path):
+    """`train.py latents --for image`: as many clips as the image stage trains on, not as the video stage does."""
+    model = shutil.copytree(like, tmp_path / "own")
+    for part, clips in (("unet", 40), ("video", 8)):
+        file = model / part / "config.json"
+        weights.write_json(weights.read_json(file) | {"training": {"clips": clips, "lr": 1.0}}, file)
+    for stage, clips in (("image", 40), ("video", 8)):
+        argv = ["latents", "--for", stage, "--model", str(model), "--out", str(tmp_path / "x")]
+        assert train.parse(argv).clips == clips                              # breaks if all are the video model's
+
+
+@pytest.mark.parametrize("option", ["--lr nan", "--fps inf", "--fps 0", "--minutes 0", "--ema 1.5", "--cooldown -1",
+                                    "--seed -1", "--seed 99999999999999", "--batch 0", "--steps x"])
+def test_numbers_that_make_no_sense_are_refused(option, tmp_path, capsys):
+    """One line that names the option, before anything is read or written."""
+    with pytest.raises(SystemExit) as stop:
+        train.main(["vae", "--out", str(tmp_path / "x"), *option.split()])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and option.split()[0] in said and said.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_cannot_be_sampled_or_computed_on_is_refused_before_training(like, ready, capsys):
+    """Latents of odd size, that the U-Net cannot halve, and a device that is not there."""
+    folder = ready("odd")
+    for more, says in ((("--size", "18"), "multiple of 4"), (("--device", "nonsense"), "device nonsense")):
+        assert run("video", like, folder, 1, *more) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1                       # breaks if it comes to the first sample
