@@ -1,4 +1,4 @@
-"""What the exercises on training share: configs of very small models, a run of train.py, and the first two stages done."""
+"""What the exercises on training share: very small models, a run of train.py, and the first two stages, trained."""
 import os
 import shutil
 import subprocess
@@ -55,13 +55,12 @@ def names_of(folder, stage="*"):
 
 
 def assert_same(one, two, stage):
-    """The newest checkpoints of two runs are of the same step and the same bit for bit; gives back the first's tensors."""
+    """The newest checkpoints of two runs: of one step, and bit for bit the same."""
     paths = [last(folder, stage) for folder in (one, two)]
     one, two = map(load_file, paths)
     assert paths[0].name == paths[1].name and one.keys() == two.keys() and len(one) > 20
     for name, tensor in one.items():
         assert tensor.dtype == two[name].dtype and tensor.equal(two[name]), name
-    return one
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +70,7 @@ def like(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stills(like, tmp_path_factory):
-    """A folder in which the autoencoder and the image model have been trained for two steps. To be copied, not changed."""
+    """A folder with an autoencoder and an image model, trained for two steps. To be copied, not changed."""
     out = tmp_path_factory.mktemp("stills")
     for stage in ("vae", "image"):
         assert run(stage, like, out, 2) == 0

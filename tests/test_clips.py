@@ -164,7 +164,7 @@ def test_films_are_read_through_ffmpeg(tmp_path):
 
 
 def test_a_small_model_is_trained_on_a_folder(tmp_path, capsys):
-    """The four stages, two steps each, on a folder of three clips that will do and four that will not: each is named."""
+    """The four stages, two steps each, on a folder of three clips that will do and four that will not, each named."""
     small, mine = write_configs(tmp_path / "small"), tmp_path / "mine"
     for k in range(3):
         write_clip(mine / f"{k}.webp", 30, 100, shade=lambda i, k=k: (70 * k + 5 * i) % 256)

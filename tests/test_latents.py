@@ -99,3 +99,13 @@ def test_a_full_disk_is_one_line_and_no_half_shard(stills, tmp_path, monkeypatch
     assert write(stills, tmp_path / "latents") == 2                          # breaks if only OSError is caught
     assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "latents").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_few_clips_are_not_worth_a_process(monkeypatch):
+    """Eight cores: how many other processes draw 6 clips, and 6000? And when torchrun has four of ours on this host?"""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    workers = lambda count: latents.loader(ToySet(count), range(count), 2).num_workers
+    assert (workers(6), workers(6000)) == (0, 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers(6000) == 1                                                # breaks if each of four starts seven

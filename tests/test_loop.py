@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_pa
 # ---- stopped in any way
 
 def test_of_the_last_two_checkpoints_the_older_serves_when_the_newer_is_cut(like, tmp_path, capsys):
-    """Eight steps leave how many checkpoints? A run stopped at 6, whose last one is cut in half: where does it go on?"""
+    """Eight steps leave how many checkpoints? A run stopped at 6, its last one cut in half: where does it go on?"""
     for name, steps in (("whole", 8), ("cut", 6)):
         assert run("vae", like, tmp_path / name, steps) == 0
     assert [name[4:12] for name in names_of(tmp_path / "whole")] == ["00000006", "00000008"]
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(like, tmp_path, monkeypatch, 
 
 
 def test_weights_that_were_not_written_are_when_the_run_goes_on(like, tmp_path, monkeypatch, capsys):
-    """The last checkpoint is whole, then the disk is full, and the model folder has the weights of step 2. And again?"""
+    """The last checkpoint is whole, then the disk is full: the model folder has the weights of step 2. And again?"""
     assert run("vae", like, tmp_path / "whole", 4) == 0
     assert run("vae", like, tmp_path / "full", 2) == 0
     with monkeypatch.context() as broken:

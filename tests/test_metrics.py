@@ -336,6 +336,7 @@ def test_what_cannot_be_scored_is_one_line(tmp_path, capsys):
     own, one = ["--data", str(clips), "--fps", "5"], ["--steps", "1"]
     wrong = {"--fps takes --data": ["--fps", "5"], "--out takes --data": ["--between", "--out", "x.png"],
              "choose one": [*own, "--between"], "--fps above 0": ["--data", str(clips), "--fps", "0"],
+             "--gamma: want a finite": [*own, "--gamma", "nan"], "--fps: want a finite": [*own[:2], "--fps", "inf"],
              "--prompts 1 or": [*own, "--prompts", "0"], "--prompts 2 or": ["--prompts", "1"],
              "--batch 1": [*own, "--batch", "0"], "too short": ["--data", str(clips), *one],
              "one picture": [*own, "--out", str(tmp_path / "x.gif")], "does not exist": [*own, "--out", "no/x.png"],
