@@ -80,6 +80,9 @@ def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
 def source(part, args):
     """The folder or file that a part is read from: --out, if a stage before this one left it there, else --model."""
     path = args.out if any((args.out / part).glob("*.safetensors")) else args.model
+    if part == "vae" and path == args.out and "scaling_factor" not in weights.read_config(path, part)[0]:
+        raise ValueError(f"{path / part}: its training was stopped before the scale of its latents was measured; give "
+                         "the command of stage vae again")
     print(f"{part}: from {path}")
     return path
 
