@@ -136,6 +136,16 @@ def test_a_stage_without_the_one_before_it_says_so(like, tmp_path, capsys):
     assert "vae" in said and said.count("\n") == 1
 
 
+def test_latents_without_a_scale_are_not_trained_on(like, stills, tmp_path, capsys):
+    """The autoencoder's training was stopped: weights, but no scale yet. SD2.1's 0.18215 would be a wrong guess."""
+    shutil.copytree(stills / "vae", tmp_path / "vae")
+    config = weights.read_json(tmp_path / "vae" / "config.json")
+    assert 0.1 < config.pop("scaling_factor") != 0.18215
+    weights.write_json(config, tmp_path / "vae" / "config.json")
+    assert run("image", like, tmp_path, 1) == 2                              # breaks if a default steps in
+    assert "stage vae again" in capsys.readouterr().err
+
+
 def test_a_v_prediction_model_is_not_trained_by_eq_5(like, tmp_path, capsys):
     """SD2.1's 768-pixel sibling puts out v. Eq. 5 would teach it eps: refused, before any work is done."""
     shutil.copytree(like, tmp_path / "v")
