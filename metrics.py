@@ -455,8 +455,7 @@ def main(argv=None):
     add("--steps", type=int, help="denoising steps (default: the model's)")
     add("--guidance", type=float, help="guidance scale (default: the model's)")
     add("--gamma", type=float, help="gamma of Sec. 4.2.2 (default: the model's)")
-    add("--fps", type=float, help="with --data: frames a second (default: the model's; at another rate than in "
-                                  "training other clips may be too short, and so others kept out)")
+    add("--fps", type=float, help="with --data: frames a second of a window (default: the model's)")
     add("--out", type=Path, help="with --data: a .png or .webp to draw eight windows to, the truth and ours")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
     args = parser.parse_args(argv)
