@@ -171,8 +171,8 @@ class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
     held_out: of every tenth clip that has a caption, which are kept from training whatever else a stage asks of clips,
-    or of all others; below ten clips none can be spared, and both are all. windows: frame rates; if any are named, item i is at one of them and not at `fps`. ValueError if
-    no clip will do.
+    or of all others; below ten clips none can be spared, and both are all. windows: frame rates; if any are named, item
+    i is at one of them and not at `fps`. ValueError if no clip will do.
     """
 
     def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):

@@ -11,8 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 SHORTER = {"microcinema.py": "--steps 3", "metrics.py": "--prompts 2 --steps 2",
-           "train.py latents": "--batch 2 --clips 8 --device cpu", "train.py": "--steps 2 --batch 2 --clips 8 --device cpu", "data.py": "",
-           "weights.py": "", "clips.py": "--rows 2"}
+           "train.py latents": "--batch 2 --clips 8 --device cpu",
+           "train.py": "--steps 2 --batch 2 --clips 8 --device cpu", "data.py": "", "weights.py": "",
+           "clips.py": "--rows 2"}
 
 root = Path(__file__).parents[1]
 blocks = re.findall(r"^```sh\n(.*?)^```", (root / "README.md").read_text(), re.M | re.S)

@@ -38,10 +38,10 @@ def run(stage, like, out, steps, *more):
     return train.main(arguments(stage, like, out, steps, *more))
 
 
-def subprocess_of(*command):
-    """A program of Python's in a process of its own, with one thread as the runs here have it."""
+def subprocess_of(*command, threads=1):
+    """A program of Python's in a process of its own. Sums depend on how many threads share them, in the last bit."""
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
-                          cwd=Path(train.__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          cwd=Path(train.__file__).parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
 
 def last(folder, stage):
