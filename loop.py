@@ -176,7 +176,7 @@ class Weights:
     def __init__(self, task, args):
         name_of = {p: name for name, p in task.model.named_parameters()}
         groups = [group | {"params": [name_of[p] for p in group["params"]]} for group in task.groups]
-        self.task, self.args, self.parameters = task, args, {}
+        self.task, self.args = task, args
         if args.fsdp:
             shard(task.model, args)                                          # puts new tensors under the old names
         self.parameters = self.masters = dict(task.model.named_parameters())
