@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from appearnet import Spade
 from files import beside
 from report import Report
-from unet3d import Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, Upsample
+from unet3d import Block, Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, Upsample
 
 BLOCKS = (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)
 
@@ -171,7 +172,8 @@ def agreed(number, args):
 
 class Weights:
     """The weights in training: float32 `masters` that AdamW moves, their running average, and the model's own
-    parameters, which compute: the masters themselves, or bfloat16 copies. With FSDP2 all are DTensors, in parts."""
+    `parameters`, which compute: the masters themselves, or bfloat16 copies. With FSDP2 a parameter is a DTensor, and
+    its master the part of it that lies here: AdamW need not know, and is much faster so."""
 
     def __init__(self, task, args):
         name_of = {p: name for name, p in task.model.named_parameters()}
@@ -180,7 +182,9 @@ class Weights:
         if args.fsdp:
             shard(task.model, args)                                          # puts new tensors under the old names
         self.parameters = self.masters = dict(task.model.named_parameters())
-        if args.bf16 and not args.fsdp:
+        if args.fsdp:
+            self.masters = {name: here(p.detach()) for name, p in self.parameters.items()}
+        elif args.bf16:
             self.masters = {name: p.detach().clone() for name, p in self.parameters.items()}
             task.model.bfloat16()
             for master in self.masters.values():
@@ -195,8 +199,12 @@ class Weights:
         self.ema = {name: p.detach().clone() for name, p in self.masters.items()} if args.ema else self.masters
 
     def collect_gradients(self):
-        """Adds what the last backward pass left in the bfloat16 parameters to the masters' gradients."""
+        """Hands the masters what the last backward pass left in the parameters; from bfloat16 it is added up."""
         if self.masters is self.parameters:
+            return
+        if self.args.fsdp:
+            for p, master in zip(self.parameters.values(), self.masters.values(), strict=True):
+                master.grad = here(p.grad)
             return
         sums, new = [p.grad for p in self.masters.values()], [p.grad for p in self.parameters.values()]
         (torch._foreach_copy_ if self.fresh else torch._foreach_add_)(sums, new)
@@ -209,16 +217,20 @@ class Weights:
         """Clips, one step of AdamW at `scale` times its learning rates, and of the average (decay with warm-up)."""
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * scale
-        nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
+        norm = nn.utils.get_total_norm([p.grad for p in self.masters.values() if p.grad is not None])
+        if self.args.fsdp:                                                   # of all parts, wherever they lie
+            distributed.all_reduce(norm.square_())
+            norm.sqrt_()
+        nn.utils.clip_grads_with_norm_(self.masters.values(), 1.0, norm)
         self.optimizer.step()
-        if self.masters is self.parameters:
-            self.optimizer.zero_grad(set_to_none=not self.args.cuda_graph)   # a graph writes to where they were
+        if self.masters is self.parameters or self.args.fsdp:
+            self.task.model.zero_grad(set_to_none=not self.args.cuda_graph)  # a graph writes to where they were
         else:
             torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
         self.fresh = True
         if self.ema is not self.masters:
             decay = min(self.args.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(*([here(x) for x in xs.values()] for xs in (self.ema, self.masters)), 1 - decay)
+            torch._foreach_lerp_(*(list(xs.values()) for xs in (self.ema, self.masters)), 1 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -226,7 +238,7 @@ class Weights:
         """Within, the model computes with the averaged weights."""
         before = [here(p).clone() for p in self.parameters.values()] if self.ema is not self.masters else []
         for p, average in zip(self.parameters.values(), self.ema.values()) if before else ():
-            here(p).copy_(here(average))
+            here(p).copy_(average)
         with torch.compiler.set_stance("force_eager"):                       # not worth a minute of compiling
             yield
         for p, old in zip(self.parameters.values(), before):
@@ -234,12 +246,20 @@ class Weights:
 
     # ---- checkpoints
 
+    def whole(self, name, x):
+        """x, one of the numbers kept for the parameter of that name, as the tensor of which it may be a part here."""
+        p = self.parameters[name]
+        if not isinstance(p, DTensor) or not x.dim():
+            return x.detach()
+        return DTensor.from_local(x, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
     def tensors(self):
         """Everything that a step changes, by name."""
-        moments = {f"adam.{key}.{name}": x for name, p in self.masters.items()
-                   for key, x in self.optimizer.state[p].items()}
-        average = {f"ema.{name}": x for name, x in self.ema.items()} if self.ema is not self.masters else {}
-        return {f"model.{name}": p.detach() for name, p in self.masters.items()} | average | moments
+        average = {} if self.ema is self.masters else {"ema": self.ema}
+        moments = {f"adam.{key}": {name: self.optimizer.state[p][key] for name, p in self.masters.items()}
+                   for key in ("step", "exp_avg", "exp_avg_sq")}
+        return {f"{kind}.{name}": self.whole(name, x)
+                for kind, xs in ({"model": self.masters} | average | moments).items() for name, x in xs.items()}
 
     def checkpoints(self):
         """Those of this stage, the oldest first."""
@@ -271,7 +291,7 @@ class Weights:
     @torch.no_grad()
     def publish(self):
         """Hands the averaged weights, put together on the first process, to task.save."""
-        whole = {name: gather(x, self.args) for name, x in self.ema.items()}
+        whole = {name: gather(self.whole(name, x), self.args) for name, x in self.ema.items()}
         if self.args.rank == 0:
             try:
                 self.task.save(whole)
@@ -304,7 +324,7 @@ class Weights:
             except SafetensorError as error:
                 print(f"{path}: not whole ({error}); taking the one before it")
                 continue
-            if self.masters is not self.parameters:
+            if self.masters is not self.parameters and not self.args.fsdp:
                 torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
             print(f"going on from {path}, step {step}")
             return step
@@ -339,9 +359,13 @@ def shard(model, args):
     warnings.filterwarnings("ignore", message=".*returned a view tensor")    # which nobody changes in place
     model.to(memory_format=torch.contiguous_format)                          # FSDP2 takes no other layout
     for network in networks(model):
-        blocks = [part for part in network.modules() if isinstance(part, BLOCKS) and not isinstance(part, Spade)]
-        for part in [*blocks, network]:                                     # FSDP2 does not see into what Spade returns
-            fully_shard(part, mp_policy=precision)
+        for part in network.modules():
+            if isinstance(part, Block):                                      # a ResBlock and its attentions together:
+                for turn in zip_longest(part.resnets, part.attentions, part.temporal_attentions):   # fewer messages
+                    fully_shard([p for p in turn if p is not None], mp_policy=precision)
+                for change in (*part.downsamplers, *part.upsamplers):
+                    fully_shard(change, mp_policy=precision)
+        fully_shard(network, mp_policy=precision)                            # the rest: it does not see into Spade's
 
 
 def replay(backward, example, weights):

@@ -394,15 +394,21 @@ def save(tensors, config, folder, stem="diffusion_pytorch_model"):
 @functools.cache
 def written(module_class):
     """Where a class is written: "ResnetBlock  unet3d.py:192"."""
-    file, line = Path(inspect.getsourcefile(module_class)).name, inspect.getsourcelines(module_class)[1]
-    return f"{module_class.__name__:18} {file}:{line}"
+    name, file = module_class.__name__, Path(inspect.getsourcefile(module_class))
+    line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if text.startswith(f"class {name}("))
+    return f"{name:18} {file.name}:{line}"
 
 
-def owner(model, name):
-    """The innermost module with a class of ours that holds a tensor."""
-    path = name.split(".")
-    holders = [model, *(model.get_submodule(".".join(path[:i])) for i in range(1, len(path)))]
-    return [holder for holder in holders if not type(holder).__module__.startswith("torch.")][-1]
+def owners(model):
+    """{name of a tensor: the innermost module with a class of ours that holds it}."""
+    modules = dict(model.named_modules())
+    ours = {path: module for path, module in modules.items() if not type(module).__module__.startswith("torch.")}
+
+    def owner(name):
+        while name not in ours:
+            name = name.rpartition(".")[0]
+        return ours[name]
+    return {name: owner(name) for name in model.state_dict()}
 
 
 def print_map(path):
@@ -422,7 +428,7 @@ def print_map(path):
         found, model = located[part], build(path, part)
         check(model, found, path)
         rows = [(found[name].name if found[name].name == name else f"{found[name].name} -> {name}",
-                 found[name].shape, found[name].dtype, owner(model, name), name) for name in model.state_dict()]
+                 found[name].shape, found[name].dtype, holder, name) for name, holder in owners(model).items()]
         ours = PARTS[part] is VideoModel
         total += table(f"{part}, from the image model" if ours else part,
                        [row[:4] for row in rows if not ours or not is_new(row[4])])
@@ -433,9 +439,9 @@ def print_map(path):
         config, where = read_config(path, "unet")
         with torch.device("meta"):
             model = VideoModel(**arguments(VideoModel, config, where))
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         table("what the paper adds, not in this checkpoint",
-              [(name, tensor.shape, "-", owner(model, name)) for name, tensor in model.state_dict().items()
-               if is_new(name)])
+              [(name, shapes[name], "-", holder) for name, holder in owners(model).items() if is_new(name)])
 
 
 def main(argv=None):

@@ -35,9 +35,9 @@ TOY = Path(__file__).parents[1] / "toy"
 
 
 def seconds(call, device, repeat=10):
-    """The median time of a call, after three that do not count."""
-    times = []
-    for _ in range(3 + repeat):
+    """The median time of a call, after as many, at most three, that do not count."""
+    times, warm = [], min(3, repeat)
+    for _ in range(warm + repeat):
         if device == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -45,7 +45,7 @@ def seconds(call, device, repeat=10):
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[3:])
+    return statistics.median(times[warm:])
 
 
 def operations(call):
@@ -137,17 +137,20 @@ def recorded(call):
     return lambda: (graph.replay(), output)[1]
 
 
+def compile_whole(model):
+    """torch.compile of the whole model at once: more to fuse, and minutes more to wait."""
+    model.compile(dynamic=False)
+
+
 def sd21_sampling(device, best, dtype=torch.bfloat16):
     """(a) a guided call, and (d) a whole video: eager, compiled, and compiled and recorded."""
     with torch.device(device):
-        model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
         vae, text_encoder = AutoencoderKL().to(dtype).eval(), TextEncoder().to(dtype).eval()
         ids = torch.zeros(2, 77, dtype=torch.long)
     z_t, t, condition, text = (x.to(dtype) if x.is_floating_point() else x for x in sd21_inputs(device))
-    schedule, s = NoiseSchedule(), Sampling()
-    call = lambda: model(z_t, t, condition, text)
+    schedule, s, counts = NoiseSchedule(), Sampling(), {}
 
-    def video():
+    def video(call):
         empty, words = text_encoder(ids).chunk(2)
         z_c = torch.randn(1, 4, 1, 40, 40, device=device)
 
@@ -159,15 +162,20 @@ def sd21_sampling(device, best, dtype=torch.bfloat16):
         *_, z_0 = ddim(guide(f_theta, s.guidance, words, empty), z_T, schedule.path(s.steps), schedule)
         return vae.decode(z_0[0].transpose(0, 1).to(dtype) / 0.18215)
 
-    with torch.no_grad():
-        count, whole = operations(call), operations(video)
-        for how in ("eager", "compiled", "compiled, one CUDA graph"):
-            if how == "compiled":
-                loop.compile_blocks(model)
-            if "graph" in how:
+    for how, change, graph in (("eager", None, False), ("eager, one CUDA graph", None, True),
+                               ("compiled by blocks", loop.compile_blocks, False),
+                               ("compiled by blocks, one CUDA graph", loop.compile_blocks, True),
+                               ("compiled whole, one CUDA graph", compile_whole, True)):
+        with torch.device(device), torch.no_grad():
+            model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
+            call = lambda: model(z_t, t, condition, text)
+            counts = counts or {"call": operations(call), "video": operations(lambda: video(call))}
+            if change:
+                change(model)
+            if graph:
                 call = recorded(call)
-            row(f"(a) one guided call, batch 2, {how}", call, device, best, count)
-            row(f"(d) a whole video, 50 steps, text to pixels, {how}", video, device, best, whole, repeat=1)
+            row(f"(a) guided call, batch 2, {how}", call, device, best, counts["call"])
+            row(f"(d) video, 50 steps, {how}", lambda: video(call), device, best, counts["video"], repeat=1)
 
 
 def sd21_training(device, best):

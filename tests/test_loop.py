@@ -51,18 +51,23 @@ def test_parts_of_a_batch_add_up_to_its_step(like, tmp_path):
 @pytest.mark.parametrize("way", ["DDP", "FSDP2"])
 def test_two_processes_take_the_steps_of_one(like, ready, way):
     """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
-    folders = [ready("one"), ready("two")]
-    assert run("video", like, folders[0], 3) == 0
+    alone, together = ready("one"), ready("two")
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
-    how = arguments("video", like, folders[1], 3, *(["--fsdp"] if way == "FSDP2" else []))
-    done = subprocess_of(*torchrun, train.__file__, *how)
-    assert done.returncode == 0, done.stderr
-    one, two = (load_file(last(folder, "video")) for folder in folders)
-    assert one.keys() == two.keys()
+
+    def two(steps):
+        how = arguments("video", like, together, steps, *(["--fsdp"] if way == "FSDP2" else []))
+        done = subprocess_of(*torchrun, train.__file__, *how)
+        assert done.returncode == 0, done.stderr
+
+    assert run("video", like, alone, 5) == 0
+    two(3)
+    assert run("video", like, together, 4) == 0                              # one process goes on where two stopped
+    two(5)                                                                   # and two where one stopped
+    one, other = (load_file(last(folder, "video")) for folder in (alone, together))
+    assert one.keys() == other.keys()
     for name in one:
         if name.startswith("adam.exp_avg."):                                 # linear in the gradients
-            assert_close(one[name], two[name], rtol=1e-3, atol=1e-6)         # breaks if both see the same half
-    assert run("video", like, folders[1], 4) == 0                            # one process goes on where two stopped
+            assert_close(one[name], other[name], rtol=1e-3, atol=1e-6)       # breaks if both see the same half
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_path, monkeypatch, capsys):

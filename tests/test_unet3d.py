@@ -154,6 +154,18 @@ def test_which_frames_hear_of_a_nudge_to_frame_2(layer, reach):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("n", [5, 9, 70])
+def test_pixels_that_share_a_row_of_attention_do_not_see_each_other(n):
+    """Twelve pixels at once, in rows of up to 64 tokens, then one by one: is it the same?"""
+    torch.manual_seed(0)
+    attention, h = stir(TemporalAttention(8, 2, 4)), torch.randn(2 * n, 8, 3, 4)
+    attention.norm = torch.nn.Identity()                                     # its statistics span the clip
+    alone = [[attention(h[:, :, y:y + 1, x:x + 1], n) for x in range(4)] for y in range(3)]
+    alone = torch.cat([torch.cat(row, dim=3) for row in alone], dim=2)
+    assert_close(attention(h, n), alone, atol=1e-5, rtol=1e-5)               # breaks without the mask
+
+
+@torch.no_grad()
 def test_without_positions_temporal_attention_would_not_know_the_order():
     """Shuffle the frames: does the output follow? It must not, or nothing can tell moving left from moving right."""
     torch.manual_seed(0)
