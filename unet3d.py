@@ -101,14 +101,14 @@ class TemporalAttention(nn.Module):
         clip = unfold(h, n)
         b, c, n, height, width = clip.shape
         p = max(p for p in range(1, max(1, 64 // n) + 1) if height * width % p == 0)
-        i = torch.arange(p * n, device=h.device)                             # a row's tokens: pixel i // n, frame i % n
-        # Repeated by a product, since torch.compile would compute cosines anew for every pixel of an indexed table.
-        position = sinusoids(torch.arange(n, device=h.device), c).to(h.dtype)
-        position = F.one_hot(i % n, n).to(h.dtype) @ position                # [(p n), c]
+        token = torch.arange(p * n, device=h.device)                         # of a row
+        pixel, frame = token // n, token % n
+        # A product instead of sinusoids(frame, c), which torch.compile would compute anew for every pixel.
+        position = F.one_hot(frame, n).to(h.dtype) @ sinusoids(torch.arange(n, device=h.device), c).to(h.dtype)
         x = self.norm(clip).permute(0, 3, 4, 2, 1).reshape(-1, p * n, c)     # [(b h w / p), (p n), c]
         x = self.proj_in(x) + position
         with sdpa_kernel(self.KERNELS):
-            x = x + self.attn1(self.norm1(x), mask=(i // n)[:, None] == i // n)
+            x = x + self.attn1(self.norm1(x), mask=pixel[:, None] == pixel)
         x = x + self.ff(self.norm2(x))
         x = self.proj_out(x).view(b, height, width, n, c)
         return h + fold(x.permute(0, 4, 3, 1, 2))
@@ -126,7 +126,7 @@ class NoTemporal(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x [b, i, c] over context [b, l, d]; over x itself if no context is given.
 
-    With fewer contexts than x, each is for as many in a row: the frames of a clip read the same text. mask [i, l]: who
+    A context may serve several x in a row, as all frames of a clip, [(b n), i, c], read the same text. mask [i, l]: who
     may look at whom.
     """
 
@@ -140,10 +140,10 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         context = x if context is None else context
-        each = len(x) // len(context)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)        # [b, heads, i or l, c / heads]
-                   for y in (self.to_q(x), self.to_k(context).repeat_interleave(each, 0),
-                             self.to_v(context).repeat_interleave(each, 0)))
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        if len(k) < len(q):
+            k, v = (y.repeat_interleave(len(q) // len(y), dim=0) for y in (k, v))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))   # [b, heads, i or l, ...]
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
