@@ -172,19 +172,19 @@ def agreed(number, args):
 
 class Weights:
     """The weights in training: float32 `masters` that AdamW moves, their running average, and the model's own
-    `parameters`, which compute: the masters themselves, or bfloat16 copies. With FSDP2 a parameter is a DTensor, and
+    `parameters`, which compute: the masters themselves, or bfloat16 `copies`. With FSDP2 a parameter is a DTensor, and
     its master the part of it that lies here: AdamW need not know, and is much faster so."""
 
     def __init__(self, task, args):
         name_of = {p: name for name, p in task.model.named_parameters()}
         groups = [group | {"params": [name_of[p] for p in group["params"]]} for group in task.groups]
-        self.task, self.args = task, args
+        self.task, self.args, self.copies = task, args, args.bf16 and not args.fsdp      # FSDP2 makes its own
         if args.fsdp:
             shard(task.model, args)                                          # puts new tensors under the old names
         self.parameters = self.masters = dict(task.model.named_parameters())
         if args.fsdp:
             self.masters = {name: here(p.detach()) for name, p in self.parameters.items()}
-        elif args.bf16:
+        elif self.copies:
             self.masters = {name: p.detach().clone() for name, p in self.parameters.items()}
             task.model.bfloat16()
             for master in self.masters.values():
@@ -200,11 +200,10 @@ class Weights:
 
     def collect_gradients(self):
         """Hands the masters what the last backward pass left in the parameters; from bfloat16 it is added up."""
-        if self.masters is self.parameters:
-            return
         if self.args.fsdp:
             for p, master in zip(self.parameters.values(), self.masters.values(), strict=True):
                 master.grad = here(p.grad)
+        if not self.copies:
             return
         sums, new = [p.grad for p in self.masters.values()], [p.grad for p in self.parameters.values()]
         (torch._foreach_copy_ if self.fresh else torch._foreach_add_)(sums, new)
@@ -223,10 +222,10 @@ class Weights:
             norm.sqrt_()
         nn.utils.clip_grads_with_norm_(self.masters.values(), 1.0, norm)
         self.optimizer.step()
-        if self.masters is self.parameters or self.args.fsdp:
-            self.task.model.zero_grad(set_to_none=not self.args.cuda_graph)  # a graph writes to where they were
-        else:
+        if self.copies:
             torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
+        else:
+            self.task.model.zero_grad(set_to_none=not self.args.cuda_graph)  # a graph writes to where they were
         self.fresh = True
         if self.ema is not self.masters:
             decay = min(self.args.ema, (1 + step) / (10 + step))
@@ -324,7 +323,7 @@ class Weights:
             except SafetensorError as error:
                 print(f"{path}: not whole ({error}); taking the one before it")
                 continue
-            if self.masters is not self.parameters and not self.args.fsdp:
+            if self.copies:
                 torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
             print(f"going on from {path}, step {step}")
             return step
@@ -365,7 +364,8 @@ def shard(model, args):
                     fully_shard([p for p in turn if p is not None], mp_policy=precision)
                 for change in (*part.downsamplers, *part.upsamplers):
                     fully_shard(change, mp_policy=precision)
-        fully_shard(network, mp_policy=precision)                            # the rest: it does not see into Spade's
+        fully_shard(network, mp_policy=precision)                            # the rest; SPADE's too, since FSDP2 does
+                                                                             # not see into what Spade returns
 
 
 def replay(backward, example, weights):
