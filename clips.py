@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data import paced
 from files import ArgumentParser, beside, centre, check_output, contact_sheet
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")
@@ -172,11 +173,12 @@ class ClipSet(torch.utils.data.Dataset):
 
     held_out: of every tenth clip that has a caption, which are kept from training whatever else a stage asks of clips,
     or of all others; below ten clips none can be spared, and both are all. windows: frame rates; if any are named, item
-    i is at one of them and not at `fps`. ValueError if no clip will do.
+    i is at one of them and not at `fps`, and its caption says at which. ValueError if no clip will do.
     """
 
     def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
         self.count, self.frames, self.rates, self.size, self.seed = count, frames, windows or (fps,), size, seed
+        self.windows = windows
         folder, self.clips, self.spared, self.skipped = Path(folder), [], [], defaultdict(list)
         if not folder.exists():
             raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
@@ -229,8 +231,8 @@ class ClipSet(torch.utils.data.Dataset):
             except (ValueError, OSError) as error:                  # it has changed since it was looked at
                 tqdm.write(f"skipped {clip.path.name}: {error}")
                 continue
-            return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "caption": clip.caption,
-                    "name": clip.path.name}
+            return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "name": clip.path.name,
+                    "caption": paced(clip.caption, rate) if self.windows else clip.caption}
         raise ValueError("none of the clips can be read any more")
 
     def captions(self):

@@ -2,7 +2,7 @@
 
 in    a seed                     -> a Scene, and from it any frame of its four seconds at any frame rate and size
 out   ToySet[i]                  -> {"frames": uint8 [3, n, H, W], "caption": str, "name": str}
-here  SHAPES, COLOURS, MOTIONS, SPEEDS, Thing, Scene, sample_scene, scene_of, is_held_out, track, render, ToySet
+here  SHAPES, COLOURS, MOTIONS, SPEEDS, Thing, Scene, sample_scene, scene_of, is_held_out, track, render, ToySet; paced
 ours  The paper trains on WebVid-10M (withdrawn in February 2024). Here every clip is drawn: one or two coloured
       shapes that move, grow, turn, bounce. A clip lasts 4 s, which is 9 frames at 2 fps (Sec. 4.1), and its centre
       t = 2 s is the key frame. Every motion passes through the key frame upright and at a fixed phase, so that key
@@ -297,10 +297,20 @@ def frame_times(n=9, fps=2.0):
     return CENTRE + (np.arange(n) - n // 2) / fps
 
 
+def paced(caption, fps):
+    """The caption that tells temporal super-resolution at what rate its frames will be: "8 fps, a red circle swinging".
+
+    The two ends alone do not say how long it takes from one to the other: a pendulum seen twice at the same place has
+    gone there and back, or has hardly moved. (The rate in front of the text: Hong et al. 2022, CogVideo.)
+    """
+    return f"{fps:g} fps, {caption}"
+
+
 class ToySet(torch.utils.data.Dataset):
     """Item i is the same clip whenever and wherever it is drawn. frames=1 gives key frames, for the image model.
 
-    windows: frame rates; if any are named, item i is a window at one of them, anywhere in the 4 s, and not at `fps`.
+    windows: frame rates; if any are named, item i is a window at one of them, anywhere in the 4 s, and not at `fps`;
+    its caption says at which.
     """
 
     def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
@@ -330,8 +340,9 @@ class ToySet(torch.utils.data.Dataset):
             raise IndexError(i)
         scene, wording = self.scene(i), np.random.default_rng([self.seed, i, 1]).integers(WORDINGS)
         frames = torch.from_numpy(render(scene, self.times(i), self.size))          # [n, H, W, 3]
-        return {"frames": frames.permute(3, 0, 1, 2).contiguous(), "caption": scene.caption(wording),
-                "name": f"toy clip {i}"}
+        caption = scene.caption(wording)
+        return {"frames": frames.permute(3, 0, 1, 2).contiguous(), "name": f"toy clip {i}",
+                "caption": paced(caption, self.windows[i % len(self.windows)]) if self.windows else caption}
 
 
 def main():

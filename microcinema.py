@@ -34,6 +34,7 @@ from tqdm import tqdm
 import weights
 from appearnet import VideoModel
 from clip import Tokenizer
+from data import paced
 from files import ENDINGS, ArgumentParser, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, appearance_noise, guide
 from upscaler import load_upscaler
@@ -183,11 +184,13 @@ class MicroCinema:
         device = next(self.text_encoder.parameters()).device
         return self.text_encoder(self.tokenizer(prompts).to(device))
 
+    @torch.inference_mode()
     def encode(self, pictures):
         """z_c [b, 4, 1, h, w] of pictures [b, 3, H, W]: the mean of the posterior, scaled."""
         like = next(self.vae.parameters())
         return (self.vae.encode(pictures.to(like))[0].float() * self.scale)[:, :, None]
 
+    @torch.inference_mode()
     def decode(self, z, batch=9):
         """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], `batch` frames at a time: here pictures are large."""
         like = next(self.vae.parameters())
@@ -241,6 +244,7 @@ class MicroCinema:
         nothing = torch.zeros_like(self.encode(key_frames))
         return self.sample_video(alone, nothing, text, empty, s, seeds, "video", "video without z_c")
 
+    @torch.inference_mode()
     def animate(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
         """Stage two (Sec. 3.1): videos [b, 3, n, H, W] in [-1, 1] around key frames [b, 3, H, W].
 
@@ -250,12 +254,12 @@ class MicroCinema:
         return self.decode(self.animate_latents(prompts, key_frames, seeds, appearance, **changes))
 
     @torch.inference_mode()
-    def interpolate_latents(self, z, prompts, seeds=(0,), pairs=8, stage=1, **changes):
+    def interpolate_latents(self, z, prompts, seeds=(0,), pairs=8, fps=None, **changes):
         """One round of temporal super-resolution (Sec. 3.1): z [b, 4, n, h, w] -> [b, 4, 4 (n - 1) + 1, h, w].
 
         Three frames are set between every two neighbours, which stay as they are, so that seams meet. All pairs are
-        independent; `pairs` of them are computed at once, which bounds the memory and changes nothing else. `stage`
-        numbers the round, for its noise.
+        independent; `pairs` of them are computed at once, which bounds the memory and changes nothing else. `fps`:
+        frames a second of z, by default those of the video model.
         """
         if self.tsr is None:
             raise ValueError("the model has no temporal super-resolution: its folder lacks tsr/")
@@ -264,28 +268,31 @@ class MicroCinema:
         m, size = z.shape[2] - 1, z.shape[-1] * self.vae.factor              # m pairs in a clip
         s = self.settings(self.tsr_sampling, **changes | {"size": size, "frames": 5})
         first, last = (x.transpose(1, 2).flatten(0, 1) for x in (z[:, :, :-1], z[:, :, 1:]))         # [(b m), 4, h, w]
-        text, empty = (self.encode_text(words).repeat_interleave(m, dim=0) for words in (prompts, [""] * len(prompts)))
+        rate = 4 * (fps or self.sampling.fps)
+        text, empty = (self.encode_text(words).repeat_interleave(m, dim=0)
+                       for words in ([paced(prompt, rate) for prompt in prompts], [""] * len(prompts)))
         seeds = [f"{seed}, pair {k}" for seed in seeds for k in range(m)]
         clips = []
         for i in range(0, len(first), pairs):
             rows = slice(i, i + pairs)
-            name = f"round {stage}, pairs {i + 1}-{min(i + pairs, len(first))} of {len(first)}"
+            name = f"to {rate:g} fps, pairs {i + 1}-{min(i + pairs, len(first))} of {len(first)}"
             z_bar = between(first[rows], last[rows], s.frames)
-            clip = self.sample_video(self.tsr, z_bar, text[rows], empty[rows], s, seeds[rows], f"round {stage}", name)
+            clip = self.sample_video(self.tsr, z_bar, text[rows], empty[rows], s, seeds[rows], f"{rate:g} fps", name)
             clip[:, :, 0] = first[rows]                                      # the given frame, and the new behind it
             clips.append(clip[:, :, :-1])
         clips = torch.cat(clips).unflatten(0, (-1, m)).transpose(1, 2).flatten(2, 3)     # [b, 4, (m 4), h, w]
         return torch.cat([clips, z[:, :, -1:]], dim=2)
 
     @torch.inference_mode()
-    def interpolate(self, frames, prompts, seeds=(0,), rounds=1, pairs=8, **changes):
+    def interpolate(self, frames, prompts, seeds=(0,), rounds=1, pairs=8, fps=None, **changes):
         """Temporal super-resolution (Sec. 3.1) of pictures: [b, 3, n, H, W] -> [b, 3, 4^rounds (n - 1) + 1, H, W].
 
-        The given frames come back untouched; each of them is encoded once, each new one decoded once.
+        The given frames, `fps` a second (default: as many as the video model makes), come back untouched; each of them
+        is encoded once, each new one decoded once.
         """
         z = torch.cat([self.encode(frame) for frame in frames.unbind(2)], dim=2)
-        for stage in range(1, rounds + 1):
-            z = self.interpolate_latents(z, prompts, seeds, pairs, stage, **changes)
+        for k in range(rounds):
+            z = self.interpolate_latents(z, prompts, seeds, pairs, 4 ** k * (fps or self.sampling.fps), **changes)
         stride = 4 ** rounds
         new = [i for i in range(z.shape[2]) if i % stride]
         video = torch.empty(*z.shape[:1], 3, z.shape[2], *frames.shape[3:], device=z.device)
@@ -412,8 +419,8 @@ def make(args):
             print(f"{s.frames} frames have no centre: the key frame is number {s.frames // 2} of 0 to {s.frames - 1}")
         key_frame = read(args.image) if args.image else cinema.key_frame([args.prompt], [args.seed], **changes)
         z = cinema.animate_latents([args.prompt], key_frame, [args.seed], **changes)
-    for stage in range(1, rounds + 1):
-        z = cinema.interpolate_latents(z, [args.prompt], [args.seed], args.pairs, stage, **changes)
+    for k in range(rounds):
+        z = cinema.interpolate_latents(z, [args.prompt], [args.seed], args.pairs, 4 ** k * s.fps, **changes)
     frames = cinema.frames(z[0], given, 4 ** rounds)
     if upscale:
         frames = cinema.upscale(frames, upscale)

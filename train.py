@@ -204,10 +204,22 @@ FRAMES, STILLS = 9, 4                                                       # of
 
 
 def train_vae(args):
-    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance."""
-    vae, config = fresh(AutoencoderKL, "vae", args)
-    config.pop("scaling_factor", None)
+    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance.
+
+    With --decoder-of the latents are another autoencoder's, and its decoder alone is trained further, for pictures that
+    are nearer to the truth: every model that was trained on these latents can be used with it (as Stability AI did for
+    SD, "ft-MSE").
+    """
+    if args.decoder_of:
+        (vae, _), (config, _) = weights.load_vae(args.decoder_of), weights.read_config(args.decoder_of, "vae")
+        trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    else:
+        vae, config = fresh(AutoencoderKL, "vae", args)
+        trained = vae
+        config.pop("scaling_factor", None)
     vae.to(args.device, memory_format=torch.channels_last)
+    like = vae.encoder.conv_in.weight                                        # bfloat16 or not: as it is by then
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     encode, decode = (torch.compile(f) if args.compile else f for f in (vae.encode, vae.decode))
     clips, stream, ahead = dataset(args, args.clips, FRAMES), None, None
@@ -228,7 +240,7 @@ def train_vae(args):
         return x, torch.randn(latent, generator=generator, device=args.device)
 
     def loss_of(x, noise):
-        mean, logvar = (y.float() for y in encode(x.to(dtype)))
+        mean, logvar = (y.float() for y in encode(x.to(like.dtype)))
         error = decode((mean + (0.5 * logvar).exp() * noise).to(dtype)).float() - x
         kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()
         return error.abs().mean() + 4 * error.pow(2).mean() + 1e-4 * kl
@@ -236,14 +248,15 @@ def train_vae(args):
     @torch.no_grad()
     def sample():                                                            # the truth, and what comes back
         x = from_pixels(kept_out.to(args.device))
-        frames = vae.decode(vae.encode(x.transpose(1, 2).flatten(0, 1).to(dtype))[0])
+        frames = vae.decode(vae.encode(x.transpose(1, 2).flatten(0, 1).to(like.dtype))[0].to(dtype))
         return rows_of(x, frames.unflatten(0, (len(x), -1)).transpose(1, 2))
 
-    fit(Task("vae", vae, [{"params": list(vae.parameters()), "lr": args.lr}], loss_of, draw,
+    others = {name: tensor for name, tensor in vae.state_dict().items() if name not in trained.state_dict()}
+    fit(Task("vae", trained, [{"params": list(trained.parameters()), "lr": args.lr}], loss_of, draw,
              names=lambda step, generator: [clips[i]["name"] for i in numbers(step)[:args.batch]],
-             save=lambda tensors: weights.save(tensors, config, args.out / "vae"), sample=sample), args)
+             save=lambda tensors: weights.save(others | tensors, config, args.out / "vae"), sample=sample), args)
 
-    if args.rank == 0:
+    if args.rank == 0 and not args.decoder_of:
         vae, _ = weights.load_vae(args.out, device=args.device)              # as it was saved
         with torch.inference_mode():                                         # of what will be diffused: the means
             squares = [vae.encode(from_pixels(item["frames"].to(args.device)).transpose(0, 1))[0].pow(2).mean()
@@ -453,6 +466,8 @@ def options(add, stage):
         add("--lr-spatial", type=float, default=2e-6, help="and of what the image model brings (2e-6, Sec. 4.1)")
     else:
         add("--lr", type=float, default=1e-4, help="learning rate")
+    if stage == "vae":
+        add("--decoder-of", type=Path, help="folder of an autoencoder whose decoder to train on: the same latents")
     if stage == "video":
         add("--inject", choices=INJECTIONS, default=INJECTIONS[-1], help="how AppearNet injects: a row of Table 2")
 

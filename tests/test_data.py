@@ -165,3 +165,5 @@ def test_windows_lie_anywhere_in_a_clip_at_both_strides():
     assert np.allclose(np.diff(times[::2]), 1 / 8) and np.allclose(np.diff(times[1::2]), 1 / 32)
     assert times[:, 0].min() < 0.2 and times[:, -1].max() > 3.8              # breaks if all windows start at 0
     assert np.array_equal(toy[3]["frames"], data.ToySet(200, frames=5, windows=(8, 32))[3]["frames"])
+    said = [toy[i]["caption"].partition(", ")[0] for i in range(2)]
+    assert said == ["8 fps", "32 fps"] and not data.ToySet(1)[0]["caption"][0].isdigit()

@@ -66,6 +66,14 @@ def test_law_4_a_seed_gives_its_video_in_any_batch():
     assert (both[:1] - other).abs().max() > 0.01    # breaks if seeds are ignored
 
 
+def test_no_result_remembers_how_it_was_made():
+    """Outside torch.no_grad(), as a user calls them: a picture that keeps the graph behind it keeps all layers' outputs
+    in memory, 24 GiB of them for 16 videos."""
+    picture = TOY.key_frame([PROMPT], steps=1)
+    video = TOY.animate([PROMPT], picture, steps=1)
+    assert not any(x.requires_grad for x in (picture, video, TOY.encode(picture), TOY.decode(TOY.encode(picture))))
+
+
 def test_noise_differs_by_seed_stage_and_call():
     """The two stages of one seed must not share their noise: z_T would then know the key frame's."""
     a, b = noise([3], (4,), "key frame"), noise([3], (4,), "video")
@@ -318,7 +326,7 @@ def test_nine_frames_become_33_become_129():
     z = torch.randn(1, 4, 9, 4, 4)
     cinema = MicroCinema(**vars(TOY) | {"tsr": lambda z_t, t, condition, text: 0 * z_t})
     first = cinema.interpolate_latents(z, [PROMPT], steps=1)
-    second = cinema.interpolate_latents(first, [PROMPT], steps=1, stage=2)
+    second = cinema.interpolate_latents(first, [PROMPT], steps=1, fps=8)
     assert first.shape[2] == 33 and second.shape[2] == 129
     assert torch.equal(first[:, :, ::4], z) and torch.equal(second[:, :, ::16], z)     # breaks if a seam is off by one
 
@@ -363,9 +371,19 @@ def test_the_prior_follows_the_condition():
     cinema = MicroCinema(**vars(TOY) | {"tsr": spy})
     cinema.interpolate_latents(z, [PROMPT], [1], steps=1, lam=0.5, gamma=0.25, guidance=2.0)
     z_t, condition = asked[0]
-    z_bar, eps_n = between(z[:, :, 0], z[:, :, 1], 5), noise(["1, pair 0"], (4, 5, 4, 4), "round 1")()
+    z_bar, eps_n = between(z[:, :, 0], z[:, :, 1], 5), noise(["1, pair 0"], (4, 5, 4, 4), "8 fps")()
     assert len(condition) == 2 and torch.equal(condition[:1], z_bar) and torch.equal(condition[1:], z_bar)
     assert_close(z_t[:1], eps_n + 0.75 * z_bar, atol=1e-5, rtol=1e-5)        # breaks if only the first frame is in it
+
+
+def test_each_round_is_told_its_rate():
+    """Two ends of a pendulum's path look alike half a second and an eighth apart. What is the model told, by default,
+    in the second round, and between pictures that are 5 a second?"""
+    said, cinema = [], MicroCinema(**vars(TOY) | {"tsr": lambda z_t, t, condition, text: 0 * z_t})
+    cinema.encode_text = lambda prompts: said.extend(filter(None, prompts)) or TOY.encode_text(prompts)
+    cinema.interpolate(pictures(0.0, 2.0), [PROMPT], rounds=2, steps=1)
+    cinema.interpolate(pictures(0.0, 2.0), [PROMPT], steps=1, fps=5)
+    assert said == [f"{rate} fps, {PROMPT}" for rate in (8, 32, 20)]         # breaks if a round is told where it starts
 
 
 def cascade_folder(folder):

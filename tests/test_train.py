@@ -105,6 +105,19 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
         "size": 16, "frames": 3, "fps": 2.0, "lam": 0.03}
 
 
+def test_a_decoder_alone_can_be_trained_further(like, ready, tmp_path):
+    """--decoder-of: every latent stays what it is, bit for bit, and so does their scale; what decodes them has moved.
+    In bfloat16, too, which the encoder must not be rounded to."""
+    old = ready("first")
+    for how in ((), ("--bf16",)):
+        out = tmp_path / f"out{len(how)}"
+        assert run("vae", like, out, 2, "--decoder-of", old, *how) == 0
+        (one, scale), (two, same) = weights.load_vae(old), weights.load_vae(out)
+        before, after = one.state_dict(), two.state_dict()
+        moved = {name.partition(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+        assert scale == same and moved == {"decoder", "post_quant_conv"}
+
+
 def test_a_video_model_can_start_from_another(like, ready, tmp_path, capsys):
     """--start: one step at learning rate 0 gives the weights it started with back, not those of a grown image model."""
     assert run("video", like, ready("first"), 2) == 0
