@@ -179,6 +179,7 @@ def sd21_sampling(device, best, dtype=torch.bfloat16):
                 call = recorded(call)
             row(f"(a) guided call, batch 2, {how}", call, device, best, counts["call"])
             row(f"(d) video, 50 steps, {how}", lambda: video(call), device, best, counts["video"], repeat=1)
+            del model, call                                                  # or its memory counts in the next row
 
 
 def sd21_training(device, best):
@@ -196,8 +197,9 @@ def sd21_training(device, best):
     largest_batch(z, text, loop.checkpoint_blocks)
 
 
-def sd21_processes(device, each=4):
-    """One card, then all of them by DDP and by FSDP2: clips a second and memory a card. Under torchrun."""
+def sd21_processes(device, each):
+    """One card, then all of them by DDP and by FSDP2, `each` clips a card: clips a second and memory a card. Under
+    torchrun."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl")
@@ -219,10 +221,10 @@ def sd21_processes(device, each=4):
     distributed.destroy_process_group()
 
 
-def sd21(device):
+def sd21(device, each):
     """Everything at SD2.1's size."""
     if "RANK" in os.environ:
-        return sd21_processes(device)
+        return sd21_processes(device, each)
     torch.backends.cudnn.benchmark = True
     best = ceiling(device, torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: ceiling {best / 1e12:.0f} TFLOP/s in bfloat16")
@@ -259,8 +261,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sd21", action="store_true", help="SD2.1's size, on a GPU of 80 GB or more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--each", type=int, default=4, help="clips a card, under torchrun")
     args = parser.parse_args()
-    sd21(args.device) if args.sd21 else toy(args.device)
+    sd21(args.device, args.each) if args.sd21 else toy(args.device)
 
 
 if __name__ == "__main__":
