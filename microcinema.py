@@ -291,8 +291,9 @@ class MicroCinema:
         is encoded once, each new one decoded once.
         """
         z = torch.cat([self.encode(frame) for frame in frames.unbind(2)], dim=2)
+        fps = fps or self.sampling.fps
         for k in range(rounds):
-            z = self.interpolate_latents(z, prompts, seeds, pairs, 4 ** k * (fps or self.sampling.fps), **changes)
+            z = self.interpolate_latents(z, prompts, seeds, pairs, 4 ** k * fps, **changes)
         stride = 4 ** rounds
         new = [i for i in range(z.shape[2]) if i % stride]
         video = torch.empty(*z.shape[:1], 3, z.shape[2], *frames.shape[3:], device=z.device)
