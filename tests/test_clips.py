@@ -87,6 +87,8 @@ def test_windows_start_anywhere_and_an_item_is_always_the_same(tmp_path):
     assert item["caption"] == "brighter" and item["frames"].shape == (3, 3, 8, 8)
     assert ((steps - 2.5).abs() < 1).all()                                   # 0.25 s are 2.5 frames
     assert torch.equal(item["frames"], found[7]["frames"])
+    two_rates = ClipSet(tmp_path, 2, frames=3, size=8, windows=(4, 8))
+    assert [two_rates[i]["caption"] for i in range(2)] == ["4 fps, brighter", "8 fps, brighter"]
 
 
 def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
