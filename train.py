@@ -330,7 +330,7 @@ def train_tsr(args):
     """Temporal super-resolution (Sec. 3.1): the video model, given the first and last of five frames.
 
     It is used from 2 to 8 fps and from 8 to 32, so it sees windows at 8 and at 32 (4 and 16 times --fps), anywhere in
-    a clip.
+    a clip, and the caption says at which (data.paced).
     """
     where, part = (args.start, "tsr") if args.start else (source("video", args), "video")
     config, _ = weights.read_config(where, part)
