@@ -266,7 +266,6 @@ def as_pixels(videos):
     return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
-@torch.inference_mode()
 def coded(cinema, videos):
     """Videos [b, 3, n, H, W] through the autoencoder: (latents [b, 4, n, h, w], videos)."""
     z = torch.cat([cinema.encode(frame) for frame in videos.unbind(2)], dim=2)
@@ -338,12 +337,11 @@ def score_interpolation(cinema, count, fps, seed=0, batch=16, **changes):
                          for scene, start in zip(scenes, starts)])                              # [b, 5, H, W, 3]
         x = from_pixels(torch.from_numpy(true)).permute(0, 4, 1, 2, 3)
         z, through = coded(cinema, x)                                                           # [b, 4, 5, h, w]
-        with torch.inference_mode():
-            videos = {"truth through the autoencoder": through,
-                      "cross-fade of pixels": between(x[:, :, 0], x[:, :, 4], 5),
-                      "cross-fade of latents": cinema.decode(between(z[:, :, 0], z[:, :, 4], 5)),
-                      "MicroCinema": cinema.interpolate(x[:, :, [0, 4]], [scene.caption() for scene in scenes], seeds,
-                                                        pairs=batch, fps=fps / 4, **changes)}
+        videos = {"truth through the autoencoder": through,
+                  "cross-fade of pixels": between(x[:, :, 0], x[:, :, 4], 5),
+                  "cross-fade of latents": cinema.decode(between(z[:, :, 0], z[:, :, 4], 5)),
+                  "MicroCinema": cinema.interpolate(x[:, :, [0, 4]], [scene.caption() for scene in scenes], seeds,
+                                                    pairs=batch, fps=fps / 4, **changes)}
         moves += [scene.things[0].motion not in IN_PLACE for scene in scenes]
         for row, video in videos.items():
             rows[row] = rows.get(row, []) + [against_truth(a[1:4], b[1:4])

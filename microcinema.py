@@ -426,8 +426,7 @@ def make(args):
     if upscale:
         frames = cinema.upscale(frames, upscale)
     n, size, fps = z.shape[2], s.size * args.upscale, s.fps * 4 ** rounds
-    with torch.inference_mode():
-        write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps)
+    write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps)
     print(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}")
 
 
