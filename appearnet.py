@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unet3d import Encoder, UNet3D, fold, unfold, zero
+from unet3d import Encoder, UNet3D, fold, group_norm, unfold, zero
 
 NEW = ("temporal", "zero_conv", "projectors")     # one of these is in the name of every tensor that the paper adds
 INJECTIONS = ("concat", "add_dec", "add_encdec", "add_encdec_spade")        # Table 2, top to bottom; the last is ours
@@ -32,7 +32,7 @@ def is_new(name):
 
 def group_norm_3d(h_m, groups, eps=1e-5):
     """Eq. 1: h_bar = (h_m - mu) / sigma, with mu and sigma over (c / groups, n, h, w) of h_m [b, c, n, h, w]."""
-    return F.group_norm(h_m, groups, eps=eps)
+    return group_norm(h_m, groups, eps=eps)
 
 
 def spade(h_bar, gamma_a, beta_a):

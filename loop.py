@@ -39,6 +39,10 @@ from files import beside
 from report import Report
 from unet3d import Block, Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, Upsample
 
+# Since torch 2.10 Inductor fuses sums over rows with sums over columns, and can lose gradients by it, as that of a
+# convolution's bias in front of a time embedding (pytorch issues 190796, 193061). Inductor reads this when first used.
+os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
+
 BLOCKS = (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)
 
 

@@ -225,3 +225,10 @@ def test_parts_of_a_batch_are_summed_in_float32():
     loop.steps(task, held, args)(0)
     assert model.weight.grad is None and batch.mean(0).item() != 0.5 + 2**-11
     assert_close(held.tensors()["adam.exp_avg.weight"].item(), 0.1 * (0.5 + 2**-11), rtol=1e-6, atol=0)   # 1 - beta_1
+
+
+def test_a_fusion_that_loses_gradients_is_off():
+    """torch 2.10 and later, see loop.py. Does Inductor, imported after loop.py, know?"""
+    seen = subprocess_of("-c", "import loop, torch._inductor.config as c; "
+                         "print(getattr(c.triton, 'mix_order_reduction', False))")
+    assert seen.stdout == "False\n", seen.stderr                             # breaks without the line in loop.py
