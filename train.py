@@ -251,7 +251,8 @@ def train_vae(args):
         frames = vae.decode(vae.encode(x.transpose(1, 2).flatten(0, 1).to(like.dtype))[0].to(dtype))
         return rows_of(x, frames.unflatten(0, (len(x), -1)).transpose(1, 2))
 
-    others = {name: tensor for name, tensor in vae.state_dict().items() if name not in trained.state_dict()}
+    learns = trained.state_dict()
+    others = {name: tensor for name, tensor in vae.state_dict().items() if name not in learns}
     fit(Task("vae", trained, [{"params": list(trained.parameters()), "lr": args.lr}], loss_of, draw,
              names=lambda step, generator: [clips[i]["name"] for i in numbers(step)[:args.batch]],
              save=lambda tensors: weights.save(others | tensors, config, args.out / "vae"), sample=sample), args)

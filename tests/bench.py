@@ -71,7 +71,7 @@ def row(name, call, device, best, count=None, repeat=10):
     took = seconds(call, device, repeat)
     memory = f"  {torch.cuda.max_memory_allocated() / 2**30:6.1f} GiB" if device == "cuda" else ""
     share = f"{100 * count / took / best:5.1f} % of the ceiling"
-    print(f"{name:58} {1000 * took:9.1f} ms {count / 1e12:8.3f} TFLOP {share}{memory}", flush=True)
+    print(f"{name:79} {1000 * took:9.1f} ms {count / 1e12:8.3f} TFLOP {share}{memory}", flush=True)
     return took
 
 
@@ -168,7 +168,7 @@ def sd21_sampling(device, best, dtype=torch.bfloat16):
     for how, change, graph in (("eager", None, False), ("eager, one CUDA graph", None, True),
                                ("compiled by blocks", loop.compile_blocks, False),
                                ("compiled by blocks, one CUDA graph", loop.compile_blocks, True),
-                               ("compiled whole, one CUDA graph", compile_whole, True)):
+                               ("compiled whole, weights as constants, one CUDA graph", compile_whole, True)):
         with torch.device(device):                                           # to compile in it would break the graph
             model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
         with torch.no_grad():
