@@ -122,7 +122,8 @@ def fit(task, args):
 
 def steps(task, weights, args, start=0):
     """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss."""
-    objective = Objective(task.model, task.loss_of)
+    torch.backends.cuda.enable_cudnn_sdp(False)                              # its way back can give NaN where queries are
+    objective = Objective(task.model, task.loss_of)                          # few (NVIDIA/cudnn-frontend issue 1072)
     if args.world > 1 and not args.fsdp:
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
