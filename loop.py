@@ -122,8 +122,8 @@ def fit(task, args):
 
 def steps(task, weights, args, start=0):
     """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss."""
-    torch.backends.cuda.enable_cudnn_sdp(False)                              # its way back can give NaN where queries are
-    objective = Objective(task.model, task.loss_of)                          # few (NVIDIA/cudnn-frontend issue 1072)
+    torch.backends.cuda.enable_cudnn_sdp(False)                              # gradients can be NaN with 64 tokens, or 1600
+    objective = Objective(task.model, task.loss_of)                          # (pytorch issue 196678), and no faster
     if args.world > 1 and not args.fsdp:
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
 

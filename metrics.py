@@ -399,7 +399,7 @@ def print_model(cinema, args, changes):
 def print_interpolation(cinema, args, changes):
     """The table of temporal super-resolution, both rounds side by side."""
     rounds = [score_interpolation(cinema, args.prompts, fps, args.seed, args.batch, **changes) for fps in (8, 32)]
-    cells = lambda psnr, of_moving, distance: (f"{psnr:.1f} dB", f"{of_moving:.1f} dB", f"{distance:.2f} pixels")
+    cells = lambda psnr, of_moving, distance: (f"{psnr:.1f} dB", f"{of_moving:.1f} dB", f"{distance:.3f} pixels")
     print_table((f"{args.prompts} held-out clips", "2 to 8 fps: PSNR", "of moving things", "position error",
                  "8 to 32 fps: PSNR", "of moving things", "position error"),
                 *((row, *(cell for r in rounds for cell in cells(*r[row]))) for row in rounds[0]))

@@ -56,15 +56,21 @@ def sinusoids(x, dim):
 
 
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
-    """F.group_norm of x [b, c, ...]: over each group's channels and all its places. weight and bias [c], or neither."""
-    return (channels_last_group_norm if x.is_cuda else F.group_norm)(x, groups, weight, bias, eps)
+    """F.group_norm of x [b, c, ...]: over each group's channels and all its places. weight and bias [c], or neither.
+
+    On a GPU PyTorch's own copies channels-last memory to channels first and leaves it so, which costs what follows
+    another copy. Its gradient is one kernel, though, for a dozen of ours, if they are not compiled.
+    """
+    if torch.compiler.is_compiling() or (x.is_cuda and not torch.is_grad_enabled()):
+        return channels_last_group_norm(x, groups, weight, bias, eps)
+    return F.group_norm(x, groups, weight, bias, eps)
 
 
 def channels_last_group_norm(x, groups, weight=None, bias=None, eps=1e-5):
-    """The same for a GPU, where F.group_norm copies channels-last memory to channels first, and leaves it so.
+    """The same, from channels-last memory to channels-last memory.
 
-    From a group's mean torch.compile would make a kernel that walks through memory group by group. It is given sums of
-    single channels; they are float32, so that their difference loses nothing that bfloat16 had.
+    Of the mean of a group torch.compile would make a kernel that walks through memory group by group. It is given sums
+    of single channels; they are float32, so that their difference loses nothing that bfloat16 had.
     """
     h = x.movedim(1, -1).flatten(1, -2).unflatten(-1, (groups, -1))          # [b, places, groups, c / groups]
     if torch.compiler.is_compiling():
@@ -160,8 +166,8 @@ class NoTemporal(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x [b, i, c] over context [b, l, d]; over x itself if no context is given.
 
-    A context may serve several x in a row, as all frames of a clip, [(b n), i, c], read the same text. mask [i, l]: who
-    may look at whom.
+    A context may serve several x in a row, as the frames of a clip, x [(b n), i, c], all read its text: they ask as one
+    long row. mask [i, l]: who may look at whom.
     """
 
     def __init__(self, channels, context_dim, heads):
@@ -174,12 +180,10 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        if len(k) < len(q):
-            k, v = (y.repeat_interleave(len(q) // len(y), dim=0) for y in (k, v))
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))   # [b, heads, i or l, ...]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out[0](x.transpose(1, 2).flatten(2))
+        q, k, v = (y.reshape(len(context), -1, self.heads, y.shape[-1] // self.heads).transpose(1, 2)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))      # [b, heads, i or l, ...]
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out[0](h.transpose(1, 2).reshape(x.shape))
 
 
 class GEGLU(nn.Module):

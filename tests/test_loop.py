@@ -213,8 +213,8 @@ def test_a_rate_that_bfloat16_would_lose_moves_float32_masters(like, ready):
     assert torch.equal(rounded[large], before.bfloat16()[large])
 
 
-def test_parts_of_a_batch_are_summed_in_float32():
-    """--bf16 --accumulate 2: gradients of 1/2 and 2^-11, whose sum bfloat16 does not have. What does AdamW get?"""
+def one_step():
+    """--bf16 --accumulate 2 on one weight, whose two gradients are 1/2 and 2^-11: (model, loop.Weights) after a step."""
     args = SimpleNamespace(bf16=True, fsdp=False, ema=0.0, device="cpu", world=1, rank=0, accumulate=2, seed=0,
                            cuda_graph=False)
     model = nn.Linear(1, 1, bias=False)
@@ -223,7 +223,13 @@ def test_parts_of_a_batch_are_summed_in_float32():
                      draw=lambda step, generator: [batch], names=None, save=None)
     held = loop.Weights(task, args)
     loop.steps(task, held, args)(0)
-    assert model.weight.grad is None and batch.mean(0).item() != 0.5 + 2**-11
+    return model, held
+
+
+def test_parts_of_a_batch_are_summed_in_float32():
+    """Gradients of 1/2 and 2^-11, whose sum bfloat16 does not have. What does AdamW get?"""
+    model, held = one_step()
+    assert model.weight.grad is None and torch.tensor(0.5 + 2**-11).bfloat16() == 0.5
     assert_close(held.tensors()["adam.exp_avg.weight"].item(), 0.1 * (0.5 + 2**-11), rtol=1e-6, atol=0)   # 1 - beta_1
 
 
@@ -232,3 +238,10 @@ def test_a_fusion_that_loses_gradients_is_off():
     seen = subprocess_of("-c", "import loop, torch._inductor.config as c; "
                          "print(getattr(c.triton, 'mix_order_reduction', False))")
     assert seen.stdout == "False\n", seen.stderr                             # breaks without the line in loop.py
+
+
+def test_attention_is_trained_without_cudnn():
+    """Its gradients can be NaN, see loop.py. Whoever takes a step: may attention's way back still be cuDNN's?"""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    one_step()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()                       # breaks without the line in loop.steps

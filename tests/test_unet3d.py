@@ -131,7 +131,7 @@ def test_fold_puts_frames_before_channels_and_unfold_undoes_it():
 @pytest.mark.parametrize("shape", [(3, 8, 4, 5), (2, 8, 3, 4, 5)], ids=["frames", "a clip"])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_the_group_norm_for_a_gpu_is_the_group_norm(shape, affine, compiled):
+def test_the_norm_in_channels_last_memory_is_the_group_norm(shape, affine, compiled):
     """Numbers around 5, in channels-last memory. Is it PyTorch's norm, with its gradient, and stays the memory so?"""
     norm = torch.compile(channels_last_group_norm, backend="eager") if compiled else channels_last_group_norm
     x = (5 + torch.randn(shape)).contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)])
