@@ -131,6 +131,8 @@ def beside(path):
         os.replace(part, path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not path.exists():                      # stopped between the two lines
+            old.rename(path)
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 

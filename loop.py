@@ -80,20 +80,20 @@ def fit(task, args):
     if first and not start:
         print(f"first loss, on clips kept out: {sum(first.values()) / len(first):.4f}")
     report = Report(args.out / f"{task.name}.csv", list(first), start) if args.rank == 0 else None
-    running, began, bad = None, time.monotonic(), torch.full((), -1, device=args.device)
+    running, began, bad = None, time.monotonic(), torch.full((), args.steps, device=args.device)     # none, so far
     progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=task.name, mininterval=2,
                     disable=args.rank > 0)
     for step in progress:
         spent = 0 if args.minutes is None else agreed((time.monotonic() - began) / (60 * args.minutes), args)
         left = 1 - max(step / args.steps, spent)                             # from 1 to 0
         value = take(step, min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9)))
-        bad = torch.where((bad < 0) & ~value.isfinite(), step, bad)          # read now and then: a GPU is waited for
+        bad = torch.where(value.isfinite(), bad, bad.clamp(max=step))        # read now and then: a GPU is waited for
         last, after = left <= 0 or step + 1 == args.steps, step + 1
         due = last or after % args.save_every == 0
         if step % 50 == 0 or due:
             now = agreed(value.item(), args)
-            if not np.isfinite(now) or agreed(bad.item(), args) >= 0:
-                wrong = bad.item() if bad >= 0 else step
+            wrong = int(agreed(bad.item(), args, least=True))
+            if wrong < args.steps:
                 good = weights.checkpoints()[-1:]
                 clips = ", ".join(task.names(wrong, generator(wrong, args)))
                 raise ValueError(f"the loss is not finite at step {wrong}; the clips of its batch: {clips}; " + (
@@ -121,9 +121,13 @@ def fit(task, args):
 
 
 def steps(task, weights, args, start=0):
-    """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss."""
-    torch.backends.cuda.enable_cudnn_sdp(False)                              # gradients can be NaN with 64 tokens, or 1600
-    objective = Objective(task.model, task.loss_of)                          # (pytorch issue 196678), and no faster
+    """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss.
+
+    From here on this program does without cuDNN's attention, which is not faster in training: for 64 tokens, or 1600,
+    its gradient is NaN where all scores lie near -120 (pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    objective = Objective(task.model, task.loss_of)
     if args.world > 1 and not args.fsdp:
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
@@ -164,13 +168,13 @@ class Objective(nn.Module):
         return self.loss_of(*tensors)
 
 
-def agreed(number, args):
-    """The mean of a number over all processes, so that all of them decide alike."""
+def agreed(number, args, least=False):
+    """The mean of a number over all processes, or the least, so that all of them decide alike."""
     if args.world == 1:
         return number
-    mean = torch.tensor(number / args.world, dtype=torch.float64, device=args.device)
-    distributed.all_reduce(mean)
-    return mean.item()
+    x = torch.tensor(number if least else number / args.world, dtype=torch.float64, device=args.device)
+    distributed.all_reduce(x, distributed.ReduceOp.MIN if least else distributed.ReduceOp.SUM)
+    return x.item()
 
 
 # --------------------------------------------------------------------------------------------------------- the weights

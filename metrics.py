@@ -6,8 +6,8 @@ out   score_clip: is the shape right, the colour, the motion, the speed; how far
       compare: how near is it to the true clip whose key frame it was given, does it move as much, and alike
 here  find, shape_of, colour_of, motion_of, score_clip, psnr, compare; and the command that scores a model:
 
-    python metrics.py --prompts 256                                             the table of the README
-    python metrics.py --prompts 128 --between                                   that of temporal super-resolution
+    python metrics.py --prompts 128 --steps 15                                  the table of the README
+    python metrics.py --prompts 128 --steps 15 --between                        that of temporal super-resolution
     python metrics.py --prompts 64 --data my_clips --weights mine --out strip.png   clips of your own, kept out
 
 ours  Everything here. The paper's FVD, IS and CLIPSIM ask a network whether clips look real; the toy world is known,
@@ -268,7 +268,7 @@ def as_pixels(videos):
 
 def coded(cinema, videos):
     """Videos [b, 3, n, H, W] through the autoencoder: (latents [b, 4, n, h, w], videos)."""
-    z = torch.cat([cinema.encode(frame) for frame in videos.unbind(2)], dim=2)
+    z = cinema.encode_frames(videos)
     return z, cinema.decode(z)
 
 
@@ -279,7 +279,7 @@ def repeated(pictures, n):
 
 def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
     """Scores {row: {column: ...}} of `count` prompts about one thing, seen in training or held out, and the mean PSNR
-    in dB of the centre frame when the true key frame is given.
+    in dB, clip by clip, of the centre frame when the true key frame is given.
 
     Rows: the truth through the autoencoder; the model, with a key frame of its own drawing; that key frame repeated;
     the model with AppearNet and the noise prior off.

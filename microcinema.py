@@ -7,8 +7,8 @@
     python microcinema.py "..." --between first.png last.png --fps 8     what may lie between two pictures of yours
     python microcinema.py "..." --weights mine                          with the parts that train.py wrote to mine/
 
-here  MicroCinema: load, key_frame (stage one), animate (stage two), interpolate (stage three), upscale; Sampling, its
-      settings; sources, where its parts lie; between, the condition of stage three; VideoModel (appearnet.py)
+here  MicroCinema: load, key_frame (stage one), animate (stage two), interpolate (stage three), frames, upscale;
+      Sampling, its settings; sources, where its parts lie; between, the condition of stage three; VideoModel
 
 Divide and conquer: any text-to-image model, here the U-Net before it was grown to 3D, draws the key frame; the video
 model moves it; the same network with other weights sets frames between, once or twice; any upscaler makes them large.
@@ -55,11 +55,20 @@ class Sampling:
     spacing: str = "trailing"       # of the steps, or leading
 
 
-def noise(seeds, shape, stage):
+def noise(seeds, shape, stage, device="cpu"):
     """Independent noise [b, *shape]: the same for the same seed, in whatever batch, on whatever device; a function that
     gives the next such noise at each call."""
     generators = [torch.Generator().manual_seed(random.Random(f"{seed} {stage}").getrandbits(62)) for seed in seeds]
-    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+def one_each(prompts, seeds, pictures=None):
+    """The prompts as a list, if there is but one as well. ValueError unless each has its seed, and picture or video."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if len({len(x) for x in (prompts, seeds, pictures) if x is not None}) > 1:
+        rest = "" if pictures is None else f", {len(pictures)} pictures or videos"
+        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds{rest}: want as many of each")
+    return prompts
 
 
 def between(z_first, z_last, n):
@@ -124,7 +133,8 @@ def check_family(parts, found):
 
 
 class MicroCinema:
-    """The parts of a model folder, and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W]."""
+    """The parts of a model folder, and the three stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W];
+    prompts are b sentences, or one of them, and `seeds` b numbers."""
 
     def __init__(self, tokenizer, text_encoder, vae, scale, unet, video: VideoModel, schedule, sampling=Sampling(),
                  trained=True, tsr=None, tsr_sampling=Sampling(frames=5), progress=True):
@@ -190,6 +200,10 @@ class MicroCinema:
         like = next(self.vae.parameters())
         return (self.vae.encode(pictures.to(like))[0].float() * self.scale)[:, :, None]
 
+    def encode_frames(self, videos):
+        """z [b, 4, n, h, w] of videos [b, 3, n, H, W], n times b pictures."""
+        return torch.cat([self.encode(pictures) for pictures in videos.unbind(2)], dim=2)
+
     @torch.inference_mode()
     def decode(self, z, batch=9):
         """Latents [b, 4, n, h, w] -> [b, 3, n, H, W] in [-1, 1], `batch` frames at a time: here pictures are large."""
@@ -215,17 +229,15 @@ class MicroCinema:
     @torch.inference_mode()
     def key_frame(self, prompts, seeds=(0,), **changes):
         """Stage one (Sec. 3.1): pictures [b, 3, H, W] in [-1, 1] for b prompts and seeds. `changes`: see Sampling."""
-        s = self.settings(**changes)
+        s, prompts = self.settings(**changes), one_each(prompts, seeds)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         h = s.size // self.vae.factor
-        draw = noise(seeds, (4, 1, h, h), "key frame")
-        fresh = lambda: draw().to(text.device)
+        fresh = noise(seeds, (4, 1, h, h), "key frame", text.device)
         return self.decode(self.sample(self.unet, fresh(), text, empty, s, fresh, 0.0, "key frame"))[:, :, 0]
 
     def sample_video(self, model, condition, text, empty, s, seeds, stage, name):
         """Latents z_0 of clips of s.frames frames, by `model`, f_theta with this condition [b, 4, 1 or n, h, w]."""
-        draw = noise(seeds, (4, s.frames, *condition.shape[3:]), stage)
-        fresh = lambda: draw().to(text.device)
+        fresh = noise(seeds, (4, s.frames, *condition.shape[3:]), stage, text.device)
 
         def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
             return model(z_t, t, condition.to(z_t.dtype).repeat(len(z_t) // len(condition), 1, 1, 1, 1), text)
@@ -236,13 +248,13 @@ class MicroCinema:
     @torch.inference_mode()
     def animate_latents(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
         """`animate` without the last step: latents [b, 4, n, h, w]."""
-        s = self.settings(**changes | {"size": key_frames.shape[-1]})
+        s, prompts = self.settings(**changes | {"size": key_frames.shape[-1]}), one_each(prompts, seeds, key_frames)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
+        z_c = self.encode(key_frames)
         if appearance:
-            return self.sample_video(self.video, self.encode(key_frames), text, empty, s, seeds, "video", "video")
+            return self.sample_video(self.video, z_c, text, empty, s, seeds, "video", "video")
         alone = lambda z_t, t, z_c, text: self.video.unet(z_t, t, text)
-        nothing = torch.zeros_like(self.encode(key_frames))
-        return self.sample_video(alone, nothing, text, empty, s, seeds, "video", "video without z_c")
+        return self.sample_video(alone, 0 * z_c, text, empty, s, seeds, "video", "video without z_c")
 
     @torch.inference_mode()
     def animate(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
@@ -265,6 +277,7 @@ class MicroCinema:
             raise ValueError("the model has no temporal super-resolution: its folder lacks tsr/")
         if z.shape[2] < 2:
             raise ValueError(f"{z.shape[2]} frame: want 2 or more to set frames between")
+        prompts = one_each(prompts, seeds, z)
         m, size = z.shape[2] - 1, z.shape[-1] * self.vae.factor              # m pairs in a clip
         s = self.settings(self.tsr_sampling, **changes | {"size": size, "frames": 5})
         first, last = (x.transpose(1, 2).flatten(0, 1) for x in (z[:, :, :-1], z[:, :, 1:]))         # [(b m), 4, h, w]
@@ -290,24 +303,18 @@ class MicroCinema:
         The given frames, `fps` a second (default: as many as the video model makes), come back untouched; each of them
         is encoded once, each new one decoded once.
         """
-        z = torch.cat([self.encode(frame) for frame in frames.unbind(2)], dim=2)
-        fps = fps or self.sampling.fps
+        z, fps = self.encode_frames(frames), fps or self.sampling.fps
         for k in range(rounds):
             z = self.interpolate_latents(z, prompts, seeds, pairs, 4 ** k * fps, **changes)
-        stride = 4 ** rounds
-        new = [i for i in range(z.shape[2]) if i % stride]
-        video = torch.empty(*z.shape[:1], 3, z.shape[2], *frames.shape[3:], device=z.device)
-        video[:, :, new] = self.decode(z[:, :, new])
-        video[:, :, ::stride] = frames.to(video)
-        return video
-
+        return torch.stack([torch.stack([*self.frames(*clip, 4 ** rounds)], dim=1)
+                            for clip in zip(z, frames, strict=True)])
 
     def frames(self, z, given=None, stride=1, batch=9):
         """The frames [3, H, W] in [-1, 1] of one clip's latents z [4, n, h, w], one by one, each decoded once.
 
         `given` [3, m, H, W] are pictures for every stride-th frame, which are not decoded at all.
         """
-        n = z.shape[1]
+        n, given = z.shape[1], None if given is None else given.to(z.device)
         for i in range(0, n, batch):
             here = range(i, min(i + batch, n))
             new = [k for k in here if given is None or k % stride]
@@ -337,16 +344,16 @@ def main(argv=None):
     add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     add("--image", type=Path, help="a picture to be the key frame, instead of drawing one; any size, any mode")
     add("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures of yours")
-    add("--fps", type=float, help="frames a second: as trained (2, default), 4 or 16 times that (8 or 32)")
-    add("--pairs", type=int, default=8, help="pairs of frames between which it sets others at once; bounds the memory")
+    add("--fps", type=float, help="frames a second: as trained (2, default), 4 (--between's default) or 16 times that")
+    add("--pairs", type=int, help="pairs of frames between which it sets others at once (default 8); bounds the memory")
     add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), 2-16 (Lanczos)")
     add("--upscaler", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
     add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
     add("--steps", type=int, help="denoising steps of each stage (default: the model's, else 50)")
-    add("--guidance", type=float, help="classifier-free guidance scale w (default: the model's, else 7.5)")
-    add("--lam", type=float, help="lambda of Eq. 3, z^c in the noise at every step (default: as trained, 0.03)")
-    add("--gamma", type=float, help="gamma of Sec. 4.2.2, more z^c in the first noise (default 0.02)")
+    add("--guidance", type=float, help="classifier-free guidance scale w, all stages (default: the model's, or 7.5)")
+    add("--lam", type=float, help="lambda of Eq. 3, z^c in the noise at every step (default: as trained, or 0.03)")
+    add("--gamma", type=float, help="gamma of Sec. 4.2.2, more z^c in the first noise (default: the model's, or 0.02)")
     add("--eta", type=float, help="eta of DDIM, from 0 (ODE, default) to 1 (as much fresh noise as DDPM)")
     add("--sampler", choices=SAMPLERS, help="the solver (default: the model's, else ddim)")
     add("--spacing", choices=("trailing", "leading"), help="of the steps t: from 999 (default), or SD2.1's from 981")
@@ -372,7 +379,7 @@ def main(argv=None):
 
 
 def make(args):
-    """One video, as the command line asks: checks first, then the two stages, then the file."""
+    """One video, as the command line asks: checks first, then the stages, then the file."""
     if not args.prompt.strip():
         raise ValueError("the prompt is empty: say what should be seen, and how it moves")
     words = re.findall(r"[a-z0-9]+", args.prompt.lower())
@@ -383,7 +390,9 @@ def make(args):
         raise ValueError("--image and --between: choose one")
     if args.between and len(args.between) < 2:
         raise ValueError("--between: want two or more pictures")
-    if args.pairs < 1:
+    if args.between and args.frames:
+        raise ValueError("--frames: with --between there are as many as the pictures and --fps make")
+    if args.pairs is not None and args.pairs < 1:
         raise ValueError(f"--pairs {args.pairs}: want 1 or more")
     if args.upscaler and args.upscale == 1:
         raise ValueError("--upscaler: say how many times as large, with --upscale")
@@ -401,6 +410,10 @@ def make(args):
     rounds = rounds_to(s.fps * (4 if args.between else 1) if args.fps is None else args.fps, s.fps)
     if rounds and cinema.tsr is None:
         raise ValueError(f"{args.model}: has no temporal super-resolution (tsr/); leave out --fps and --between")
+    if rounds and not args.between and s.frames < 2:
+        raise ValueError(f"--fps {args.fps:g}: want --frames 2 or more, to set others between")
+    if args.pairs and not rounds:
+        raise ValueError(f"--pairs: at {s.fps:g} fps nothing is set between frames; want a larger --fps")
     if cut := cinema.tokenizer.cut(args.prompt):
         print(f"the prompt is longer than the text encoder reads; cut off: {cut!r}")
 
@@ -414,14 +427,14 @@ def make(args):
         if not rounds:
             raise ValueError(f"--between at {args.fps:g} fps: nothing to set between; want 4 or 16 times as many")
         given = torch.stack([read(path)[0] for path in args.between], dim=1)             # [3, m, H, W]
-        z = torch.cat([cinema.encode(picture[None]) for picture in given.unbind(1)], dim=2)
+        z = cinema.encode_frames(given[None])
     else:
         if s.frames % 2 == 0:
             print(f"{s.frames} frames have no centre: the key frame is number {s.frames // 2} of 0 to {s.frames - 1}")
         key_frame = read(args.image) if args.image else cinema.key_frame([args.prompt], [args.seed], **changes)
         z = cinema.animate_latents([args.prompt], key_frame, [args.seed], **changes)
     for k in range(rounds):
-        z = cinema.interpolate_latents(z, [args.prompt], [args.seed], args.pairs, 4 ** k * s.fps, **changes)
+        z = cinema.interpolate_latents(z, [args.prompt], [args.seed], args.pairs or 8, 4 ** k * s.fps, **changes)
     frames = cinema.frames(z[0], given, 4 ** rounds)
     if upscale:
         frames = cinema.upscale(frames, upscale)

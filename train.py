@@ -336,7 +336,7 @@ def train_tsr(args):
     where, part = (args.start, "tsr") if args.start else (source("video", args), "video")
     config, _ = weights.read_config(where, part)
     settings = {key: value for key, value in config.get("sampling", {}).items() if key != "fps"}
-    settings |= {"size": args.size, "frames": 5} | brought(args.model, "tsr", "sampling")
+    settings |= brought(args.model, "tsr", "sampling") | {"size": args.size, "frames": 5}
     train_motion(weights.load(where, part), config | {"sampling": settings}, schedule_for_eq_5(args.model, args), args,
                  lambda z_0: between(z_0[:, :, 0], z_0[:, :, -1], 5))
 
@@ -452,7 +452,8 @@ def options(add, stage):
     add("--sample-every", type=int, default=500, help="steps between sample pictures, OUT/STAGE-STEP.png")
     add("--accumulate", type=int, default=1, help="compute each batch in this many parts: less memory, the same step")
     add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
-    add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
+    add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster "
+                                                  "(nine frames on a GPU: see the README first)")
     if on_latents:
         add("--latents", type=Path, help="folder that `train.py latents` wrote: train on it, in place of --data")
         add("--weighting", choices=("epsilon", "v"), default="epsilon", help="Eq. 5 as it is, or v: over alpha_bar")

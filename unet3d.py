@@ -70,21 +70,24 @@ def channels_last_group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """The same, from channels-last memory to channels-last memory.
 
     Of the mean of a group torch.compile would make a kernel that walks through memory group by group. It is given sums
-    of single channels; they are float32, so that their difference loses nothing that bfloat16 had.
+    of single channels; they are float32, so that their difference loses nothing that 16 bits had. The deviation, unlike
+    its square, is a number that float16 has.
     """
     h = x.movedim(1, -1).flatten(1, -2).unflatten(-1, (groups, -1))          # [b, places, groups, c / groups]
     if torch.compiler.is_compiling():
-        sums = torch.stack([h.float().sum(1, keepdim=True), h.float().square().sum(1, keepdim=True)])
+        h = h.float()
+        sums = torch.stack([h.sum(1, keepdim=True), h.square().sum(1, keepdim=True)])
         mean, square = sums.mean(-1, keepdim=True) / h.shape[1]
         var = (square - mean * mean).clamp(min=0)
     else:
-        var, mean = torch.var_mean(h, dim=(1, 3), keepdim=True, correction=0)                # [b, 1, groups, 1]
+        std, mean = torch.std_mean(h, dim=(1, 3), keepdim=True, correction=0)                # [b, 1, groups, 1]
+        var = std.float().square()
     scale = (var + eps).rsqrt()
     shift = -mean * scale
     if weight is not None:
         weight, bias = weight.view(groups, -1), bias.view(groups, -1)
         scale, shift = scale * weight, torch.addcmul(bias, shift, weight)
-    h = torch.addcmul(shift, h, scale).to(x.dtype)
+    h = torch.addcmul(shift.to(h.dtype), h, scale.to(h.dtype)).to(x.dtype)
     return h.view(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 
@@ -180,8 +183,9 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         context = x if context is None else context
-        q, k, v = (y.reshape(len(context), -1, self.heads, y.shape[-1] // self.heads).transpose(1, 2)
-                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))      # [b, heads, i or l, ...]
+        q = self.to_q(x).unflatten(0, (len(context), -1)).flatten(1, 2)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)         # [b, heads, i or l, ...]
+                   for y in (q, self.to_k(context), self.to_v(context)))
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out[0](h.transpose(1, 2).reshape(x.shape))
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,7 +57,10 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
         if scale != 4:
             raise ValueError(f"upscale {scale}: Real-ESRGAN's network does 4; `--upscaler lanczos` 2 to 16")
         network = SRVGG()
-        network.load_state_dict(load_file(REAL_ESRGAN))
+        try:
+            network.load_state_dict(load_file(REAL_ESRGAN))
+        except (SafetensorError, OSError) as e:
+            raise ValueError(f"{REAL_ESRGAN}: cannot be read ({e}); copy the project's anew") from None
     else:
         if not Path(name).is_file():
             raise ValueError(f"upscaler {name}: want realesrgan, lanczos or a TorchScript file")
@@ -72,6 +76,8 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
             large = network((frames.to(device) + 1) / 2)
             shape = list(large.shape)
         except (RuntimeError, AttributeError) as e:                          # somebody's network: takes or gives else
+            if "allocate" in str(e):                                         # of memory, the caller knows more
+                raise
             raise ValueError(f"upscaler {name}: {str(e).strip().splitlines()[-1]}") from None
         if shape != [*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale]:
             raise ValueError(f"upscaler {name}: makes {shape} of {list(frames.shape)}, "

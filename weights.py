@@ -109,7 +109,6 @@ def rename(name, rules):
     return name
 
 
-
 def own_names(header):
     """The one rule that a file of ours needs: what its stage trained goes to that part. None if it is not ours."""
     if any(name.startswith("text_encoder.text_model.") for name in header):              # stage image: two parts

@@ -27,8 +27,8 @@ import train
 import weights
 from appearnet import VideoModel
 from clip import TextEncoder
-from microcinema import Sampling, appearance_noise
-from sampler import NoiseSchedule, ddim, guide
+from microcinema import Sampling
+from sampler import NoiseSchedule, appearance_noise, ddim, guide
 from unet3d import UNet3D
 from vae import AutoencoderKL
 
@@ -109,19 +109,21 @@ def video_model(change=None):
 
 def largest_batch(z_0, text, change=None):
     """Doubles the batch of a training step until memory is full; prints the last that fits."""
-    batch, fits, model = 1, 0, video_model(change)
+    batch, fits, peak, model = 1, 0, 0, video_model(change)
     while True:
+        torch.cuda.reset_peak_memory_stats()
         try:
             step = training_step(model.float(), z_0[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1))
             step(), step()
         except RuntimeError as error:                                        # out of memory, or beyond what cuDNN takes
             reason = str(error).splitlines()[0][:80]
             break
-        fits, batch, step = batch, 2 * batch, None
+        fits, peak = batch, torch.cuda.max_memory_allocated() / 2**30
+        batch, step = 2 * batch, None
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     how = f", {change.__name__}" if change else ""
-    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits} (the next: {reason})", flush=True)
+    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits}, {peak:.1f} GiB (the next: {reason})", flush=True)
 
 
 def sd21_inputs(device):
@@ -188,11 +190,13 @@ def sd21_training(device, best):
     z, _, _, text = sd21_inputs(device)
     count = None
     for how, change, more in (("eager", None, {}), ("eager, gradient checkpointing", loop.checkpoint_blocks, {}),
-                              ("compiled", loop.compile_blocks, {}),
-                              ("compiled, one CUDA graph", loop.compile_blocks, {"cuda_graph": True})):
+                              ("compiled by blocks", loop.compile_blocks, {}),
+                              ("compiled by blocks, one CUDA graph", loop.compile_blocks, {"cuda_graph": True})):
         step = training_step(video_model(change), z, text, **more)
         count = count or operations(step)
         row(f"(b) one training step, batch 2, {how}", step, device, best, count)
+        if not step().isfinite():                                            # it has taken a dozen steps by now
+            print("    but its loss is not finite: that was no training")
         del step
     largest_batch(z, text)
     largest_batch(z, text, loop.checkpoint_blocks)

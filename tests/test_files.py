@@ -168,6 +168,20 @@ def test_a_failed_write_leaves_what_was_there(clip, tmp_path, monkeypatch):
     assert path.read_bytes() == b"yesterday" and os.listdir(tmp_path) == ["a.gif"]
 
 
+def test_a_folder_of_frames_is_not_lost_between_two_names(clip, tmp_path, monkeypatch):
+    """Yesterday's frames have moved aside, and today's do not come to take their place. Where are they?"""
+    files.write_video(clip, tmp_path / "frames")
+    before = sorted(os.listdir(tmp_path / "frames"))
+
+    def stopped(part, path):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_video(clip[:, :1], tmp_path / "frames")
+    assert os.listdir(tmp_path) == ["frames"]                               # breaks if they keep their hidden name
+    assert sorted(os.listdir(tmp_path / "frames")) == before
+
+
 def test_an_impossible_output_is_refused_beforehand(tmp_path, monkeypatch):
     """An unknown ending, no such folder, a folder called .gif, a file for a folder, no ffmpeg: said before the work."""
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -214,7 +214,7 @@ def test_a_rate_that_bfloat16_would_lose_moves_float32_masters(like, ready):
 
 
 def one_step():
-    """--bf16 --accumulate 2 on one weight, whose two gradients are 1/2 and 2^-11: (model, loop.Weights) after a step."""
+    """--bf16 --accumulate 2 on one weight, whose gradients are 1/2 and 2^-11: (model, loop.Weights) after a step."""
     args = SimpleNamespace(bf16=True, fsdp=False, ema=0.0, device="cpu", world=1, rank=0, accumulate=2, seed=0,
                            cuda_graph=False)
     model = nn.Linear(1, 1, bias=False)

@@ -181,7 +181,6 @@ def test_interpolation_is_scored_beside_both_cross_fades():
     """Fast motion, 2 to 8 fps: the truth through the autoencoder is nearest; a cross-fade shows two things. Of a thing
     that stays in its place it shows one, so that with such scenes among them its PSNR is better than of the others."""
     cinema = MicroCinema.load(TOY)
-    cinema.tsr = cinema.tsr or cinema.video
     rows = metrics.score_interpolation(cinema, 4, 8, steps=1)
     assert list(rows)[1:] == ["cross-fade of pixels", "cross-fade of latents", "MicroCinema"]
     best = rows["truth through the autoencoder"]

@@ -23,7 +23,6 @@ from sampler import NoiseSchedule, ddim, guide
 
 ROOT, REFERENCE = Path(__file__).parents[1], Path(__file__).parent / "reference"
 TOY = MicroCinema.load(ROOT / "toy")
-CASCADE = MicroCinema(**vars(TOY) | {"tsr": TOY.tsr or TOY.video})
 PROMPT = "a red circle moving left"
 
 
@@ -72,6 +71,15 @@ def test_no_result_remembers_how_it_was_made():
     picture = TOY.key_frame([PROMPT], steps=1)
     video = TOY.animate([PROMPT], picture, steps=1)
     assert not any(x.requires_grad for x in (picture, video, TOY.encode(picture), TOY.decode(TOY.encode(picture))))
+
+
+def test_each_prompt_has_its_seed():
+    """One sentence is a list of one. Two sentences for one seed are refused, and two pictures for one sentence."""
+    assert torch.equal(TOY.key_frame(PROMPT, steps=1), TOY.key_frame([PROMPT], steps=1))   # breaks if letters are read
+    for wrong in (lambda: TOY.key_frame([PROMPT, PROMPT]), lambda: TOY.animate(PROMPT, torch.zeros(2, 3, 128, 128)),
+                  lambda: TOY.interpolate(torch.zeros(1, 3, 2, 128, 128), [PROMPT, PROMPT], [1, 2])):
+        with pytest.raises(ValueError, match="want as many of each"):
+            wrong()
 
 
 def test_noise_differs_by_seed_stage_and_call():
@@ -345,7 +353,7 @@ def test_given_pictures_come_back_untouched_and_nothing_is_done_twice():
         def decode(self, z):
             counts["decode"] += len(z)
             return TOY.vae.decode(z)
-    cinema = MicroCinema(**vars(CASCADE) | {"vae": Counting()})
+    cinema = MicroCinema(**vars(TOY) | {"vae": Counting()})
     video = cinema.interpolate(given, [PROMPT], rounds=2, steps=1)
     assert video.shape == (1, 3, 33, 128, 128) and torch.equal(video[:, :, ::16], given)
     assert counts == {"encode": 3, "decode": 30}                             # breaks if rounds go through pixels
@@ -355,11 +363,11 @@ def test_law_4_how_many_pairs_at_once_does_not_matter():
     """Four pairs: one by one, three and one, all at once; with fresh noise at each step. The same frames?"""
     z = torch.randn(1, 4, 5, 16, 16)
     how = dict(steps=2, eta=0.5)
-    one, three, all_four = (CASCADE.interpolate_latents(z, [PROMPT], [7], pairs, **how) for pairs in (1, 3, 4))
+    one, three, all_four = (TOY.interpolate_latents(z, [PROMPT], [7], pairs, **how) for pairs in (1, 3, 4))
     assert_close(one, three, atol=1e-3, rtol=0)
     assert_close(one, all_four, atol=1e-3, rtol=0)
-    assert (one - CASCADE.interpolate_latents(z, [PROMPT], [8], 4, **how)).abs().max() > 0.01   # the seed does
-    twice = CASCADE.interpolate_latents(torch.cat([z[:, :, :2], z[:, :, :2]], dim=2), [PROMPT], [7], 4, **how)
+    assert (one - TOY.interpolate_latents(z, [PROMPT], [8], 4, **how)).abs().max() > 0.01   # the seed does
+    twice = TOY.interpolate_latents(torch.cat([z[:, :, :2], z[:, :, :2]], dim=2), [PROMPT], [7], 4, **how)
     assert (twice[:, :, 1:4] - twice[:, :, 9:12]).abs().max() > 0.01         # breaks if all pairs share their noise
 
 
@@ -386,31 +394,27 @@ def test_each_round_is_told_its_rate():
     assert said == [f"{rate} fps, {PROMPT}" for rate in (8, 32, 20)]         # breaks if a round is told where it starts
 
 
-def cascade_folder(folder):
-    """The toy model with a tsr/, whether or not one ships."""
-    shutil.copytree(ROOT / "toy", folder)
-    if not (folder / "tsr").exists():
-        shutil.copytree(folder / "video", folder / "tsr")
-    return folder
-
-
 def test_between_two_photographs(tmp_path, capsys):
     """--between: two pictures of different sizes and modes, five frames; the first and the last are the pictures."""
     Image.new("RGB", (200, 128), (200, 40, 60)).save(tmp_path / "a.png")
     Image.fromarray(torch.full((300, 300), 40000).numpy().astype("uint16")).save(tmp_path / "b.tiff")
-    how = ["--model", str(cascade_folder(tmp_path / "model")), "--steps", "1", "--out", str(tmp_path / "out")]
-    assert main([PROMPT, "--between", str(tmp_path / "a.png"), str(tmp_path / "b.tiff"), *how]) == 0
+    how = [PROMPT, "--between", str(tmp_path / "a.png"), str(tmp_path / "b.tiff"), "--steps", "1", "--out"]
+    assert main([*how, str(tmp_path / "out")]) == 0
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 5 and "5 frames of 128x128 at 8 fps" in capsys.readouterr().out
+    assert main([*how, str(tmp_path / "large"), "--fps", "32", "--upscale", "4"]) == 0   # Real-ESRGAN, photographs too
+    assert "17 frames of 512x512 at 32 fps" in capsys.readouterr().out
     with Image.open(files[0]) as first, Image.open(files[4]) as last:
         assert first.getpixel((64, 64)) == (200, 40, 60) and last.getpixel((64, 64)) == (156, 156, 156)
 
 
 def test_the_whole_cascade_from_the_command(tmp_path, capsys):
     """A sentence, 33 frames, each twice as large by Lanczos, in a file that plays as long as nine frames do."""
-    how = ["--model", str(cascade_folder(tmp_path / "model")), "--steps", "1", "--fps", "8", "--upscale", "2"]
-    assert main([PROMPT, *how, "--upscaler", "lanczos", "--pairs", "3", "--out", str(tmp_path / "x.gif")]) == 0
-    assert "33 frames of 256x256 at 8 fps" in capsys.readouterr().out
+    how = ["--steps", "1", "--fps", "8", "--upscale", "2", "--upscaler", "lanczos", "--pairs", "3"]
+    assert main([PROMPT, *how, "--out", str(tmp_path / "x.gif")]) == 0
+    said = capsys.readouterr()
+    assert "33 frames of 256x256 at 8 fps" in said.out
+    assert all(f"to 8 fps, pairs {pairs} of 8: 100%" in said.err for pairs in ("1-3", "4-6", "7-8"))
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.size == (256, 256)
 
@@ -418,20 +422,21 @@ def test_the_whole_cascade_from_the_command(tmp_path, capsys):
 def test_what_the_cascade_cannot_do_is_one_line(tmp_path, capsys):
     """One picture, a frame rate that no round reaches, two sources of a key frame, no tsr/, enlarging by 3."""
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    a, folder = str(tmp_path / "a.png"), cascade_folder(tmp_path / "model")
-    bare = cascade_folder(tmp_path / "bare")
-    shutil.rmtree(bare / "tsr")
+    a, bare = str(tmp_path / "a.png"), tmp_path / "bare"
+    shutil.copytree(ROOT / "toy", bare, ignore=shutil.ignore_patterns("tsr"))
     torch.jit.script(torch.nn.Upsample(scale_factor=2.0)).save(tmp_path / "twice.pt")
     wrong = {"two or more": ["--between", a], "5 fps": ["--fps", "5"], "0 fps": ["--fps", "0"],
              "--upscaler: say": ["--upscaler", "lanczos"],
              "not 4 times": ["--upscale", "4", "--upscaler", str(tmp_path / "twice.pt")],
              "choose one": ["--between", a, a, "--image", a],
              "lacks tsr/|has no temporal": ["--fps", "8", "--model", str(bare)], "does 4": ["--upscale", "3"],
-             "--pairs 0": ["--pairs", "0"], "nothing to set between": ["--between", a, a, "--fps", "2"]}
+             "--pairs 0": ["--pairs", "0"], "nothing to set between": ["--between", a, a, "--fps", "2"],
+             "--pairs: at 2 fps": ["--pairs", "3"], "--frames 2 or more": ["--frames", "1", "--fps", "8"],
+             "--frames: with --between": ["--between", a, a, "--frames", "3"]}
     for names, argv in wrong.items():
-        assert main([PROMPT, "--model", str(folder), *argv, "--out", str(tmp_path / "x.gif")]) == 2, argv
+        assert main([PROMPT, *argv, "--out", str(tmp_path / "x.gif")]) == 2, argv
         said = capsys.readouterr().err
         assert re.search(names, said) and said.count("\n") == 1, said        # breaks if it samples before it asks
     with pytest.raises(ValueError, match="2 or more"):
-        CASCADE.interpolate(pictures(1.0), [PROMPT])
+        TOY.interpolate(pictures(1.0), [PROMPT])
     assert not (tmp_path / "x.gif").exists()

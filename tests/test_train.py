@@ -2,6 +2,7 @@
 import csv
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,22 @@ def test_the_four_stages_in_a_row_and_each_can_be_stopped(like, tmp_path):
     assert {name.partition(".")[0] for name, _ in video.named_parameters()} == {"unet", "appearnet"}
     assert weights.read_json(tmp_path / "whole" / "video" / "config.json")["sampling"] == {
         "size": 16, "frames": 3, "fps": 2.0, "lam": 0.03}
+
+
+def test_tsr_is_given_both_ends_at_both_rates(like, ready, monkeypatch):
+    """Sec. 3.1. Of five frames, what does the condition hold? At which rates are clips seen, to go from 2 fps to 32?"""
+    out, seen, plain = ready("out"), [], train.loss
+    assert run("video", like, out, 1) == 0
+    monkeypatch.setattr(train, "loss", lambda f, z_0, condition, *more: seen.append((z_0, condition)) or plain(
+        f, z_0, condition, *more))
+    assert run("tsr", like, out, 1) == 0
+    for z_0, condition in seen:
+        ends = z_0[:, :, :1], z_0[:, :, 4:]
+        assert z_0.shape[2] == 5
+        for i in range(5):
+            z_bar = (1 - i / 4) * ends[0] + i / 4 * ends[1]
+            assert_close(condition[:, :, i:i + 1], z_bar, atol=1e-6, rtol=0)  # breaks with the centre frame
+    assert train.shape_of_clips("tsr", SimpleNamespace(fps=2)) == (5, (8, 32)) and seen
 
 
 def test_a_decoder_alone_can_be_trained_further(like, ready, tmp_path):

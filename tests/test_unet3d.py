@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from unet3d import TemporalAttention, TemporalConv, UNet3D, channels_last_group_norm, fold, sinusoids, unfold
+from unet3d import (
+    Attention, TemporalAttention, TemporalConv, UNet3D, channels_last_group_norm, fold, sinusoids, unfold
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 TINY = dict(block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(2, 4), cross_attention_dim=6,
@@ -134,14 +136,33 @@ def test_fold_puts_frames_before_channels_and_unfold_undoes_it():
 def test_the_norm_in_channels_last_memory_is_the_group_norm(shape, affine, compiled):
     """Numbers around 5, in channels-last memory. Is it PyTorch's norm, with its gradient, and stays the memory so?"""
     norm = torch.compile(channels_last_group_norm, backend="eager") if compiled else channels_last_group_norm
-    x = (5 + torch.randn(shape)).contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)])
-    x.requires_grad_()
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
+    x = (5 + torch.randn(shape)).contiguous(memory_format=layout).requires_grad_()
     weight, bias = (torch.randn(8), torch.randn(8)) if affine else (None, None)
     ours, theirs = norm(x, 4, weight, bias), torch.nn.functional.group_norm(x, 4, weight, bias)
     assert_close(ours, theirs, atol=1e-4, rtol=0)                            # breaks with the mean not taken off
     assert ours.stride() == x.stride()
     g = torch.randn(shape)
     assert_close(*(torch.autograd.grad(y, x, g)[0] for y in (ours, theirs)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_the_norm_in_16_bits_takes_large_numbers(dtype, most):
+    """Numbers in the thousands, whose squares float16 does not have. How far is the norm from float32's?"""
+    x, weight, bias = (y.to(dtype) for y in (3000 * torch.randn(2, 8, 4, 5), torch.randn(8), torch.randn(8)))
+    ours = channels_last_group_norm(x, 4, weight, bias)
+    theirs = torch.nn.functional.group_norm(x.float(), 4, weight.float(), bias.float())
+    assert ours.dtype == dtype and (ours - theirs).norm() < most * theirs.norm()         # breaks with var_mean
+
+
+def test_the_frames_of_a_clip_read_its_text_and_no_other():
+    """Two clips of three frames, a text each. Is every frame what it is alone, with its clip's text? Six frames cannot
+    share four texts."""
+    layer, x, text = Attention(8, 6, heads=2), torch.randn(6, 5, 8), torch.randn(2, 7, 6)
+    alone = [layer(x[i:i + 1], text[i // 3:i // 3 + 1]) for i in range(6)]
+    assert_close(layer(x, text), torch.cat(alone), atol=1e-6, rtol=1e-5)     # breaks with text[i % 2]
+    with pytest.raises(RuntimeError):
+        layer(x, torch.randn(4, 7, 6))                                       # breaks if rows are cut where they like
 
 
 def test_channels_last_clips_fold_without_a_copy():

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import upscaler
 from data import render, scene_of
 from files import from_pixels
 from microcinema import MicroCinema
@@ -78,3 +79,20 @@ def test_what_cannot_be_had_is_one_line(tmp_path):
         with pytest.raises(ValueError) as e:
             load_upscaler(name, scale)
         assert "upscale" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_cut_file_is_one_line_and_memory_is_not_the_networks_fault(tmp_path, monkeypatch):
+    """Half of Real-ESRGAN's file. And a network that asks for a petabyte: microcinema.py knows what to say to that."""
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(upscaler.REAL_ESRGAN.read_bytes()[:-1000])
+    monkeypatch.setattr(upscaler, "REAL_ESRGAN", half)
+    with pytest.raises(ValueError, match="half.safetensors: cannot be read"):
+        load_upscaler()
+    torch.jit.script(Greedy()).save(tmp_path / "greedy.pt")
+    with pytest.raises(RuntimeError, match="allocate"):                      # breaks if it becomes a ValueError
+        load_upscaler(str(tmp_path / "greedy.pt"))(torch.zeros(1, 3, 4, 4))
+
+
+class Greedy(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.zeros(1_000_000_000_000_000)
