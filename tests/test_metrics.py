@@ -293,7 +293,7 @@ def test_the_true_key_frame_of_a_clip_kept_out_is_what_the_model_is_given(tmp_pa
     asked = []
 
     class Still:
-        encode, decode = staticmethod(lambda x: x[:, :, None]), staticmethod(lambda z: z)
+        encode_frames = decode = staticmethod(lambda x: x)
 
         def animate(self, prompts, keys, seeds, **changes):
             asked.append((prompts, keys, list(seeds), changes))
