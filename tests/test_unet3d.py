@@ -158,7 +158,7 @@ def test_the_norm_in_16_bits_takes_large_numbers(dtype, most):
 def test_the_frames_of_a_clip_read_its_text_and_no_other():
     """Two clips of three frames, a text each. Is every frame what it is alone, with its clip's text? Six frames cannot
     share four texts."""
-    layer, x, text = Attention(8, 6, heads=2), torch.randn(6, 5, 8), torch.randn(2, 7, 6)
+    layer, x, text = Attention(8, 6, heads=2), torch.randn(6, 6, 8), torch.randn(2, 7, 6)
     alone = [layer(x[i:i + 1], text[i // 3:i // 3 + 1]) for i in range(6)]
     assert_close(layer(x, text), torch.cat(alone), atol=1e-6, rtol=1e-5)     # breaks with text[i % 2]
     with pytest.raises(RuntimeError):
