@@ -14,7 +14,9 @@ ours  Frames are read by time, not by number: real files have frames of unequal 
 """
 
 import csv
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -48,14 +50,14 @@ def read_text(file):
 
 def read_rows(file):
     """The rows of a metadata file as dicts. ValueError in one line, with the number of the line, if one is broken."""
-    lines = read_text(file).splitlines()
+    text = read_text(file)
     if file.suffix == ".csv":
         try:
-            return list(csv.DictReader(lines))
+            return list(csv.DictReader(io.StringIO(text, newline="")))       # a caption may hold a line break
         except csv.Error as error:
             raise ValueError(f"{file}: not a CSV file ({error})") from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             if line.strip():
                 rows.append(dict(json.loads(line)))
@@ -88,8 +90,10 @@ def read_captions(folder):
                              f"and name; has {', '.join(map(str, row))}")
         try:
             captions[path] = {"text": str(text or "").strip(), "fps": float(row.get("fps") or FOLDER_FPS)}
+            if not 0 < captions[path]["fps"] < math.inf:
+                raise ValueError
         except (ValueError, TypeError):
-            raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number") from None
+            raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number above 0") from None
     return captions
 
 
@@ -119,7 +123,8 @@ def clip_seconds(path, fps=FOLDER_FPS):
     if path.suffix.lower() in FILMS:
         if not shutil.which("ffmpeg"):
             raise ValueError("takes the program ffmpeg, which is not on the PATH")
-        said = subprocess.run(["ffmpeg", "-hide_banner", "-i", str(path)], capture_output=True).stderr
+        said = subprocess.run(["ffmpeg", "-hide_banner", "-i", str(path)], capture_output=True,
+                              stdin=subprocess.DEVNULL).stderr
         found = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said.decode(errors="replace"))
         if not found:
             raise ValueError("cannot be read as a film")
@@ -142,7 +147,8 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
         square = f"fps={rate},scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}"
         command = ["ffmpeg", "-v", "error", "-ss", str(times[0]), "-i", str(path), "-vf", square,
                    "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-        raw = np.frombuffer(subprocess.run(command, capture_output=True).stdout, np.uint8)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+        raw = np.frombuffer(done.stdout, np.uint8)
         if raw.size != len(times) * size * size * 3:
             raise ValueError(f"{path}: ends before {times[-1]:.2f} s")
         return raw.reshape(len(times), size, size, 3)
@@ -172,8 +178,9 @@ class ClipSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps` out of a folder's clips; item i is always the same window.
 
     held_out: of every tenth clip that has a caption, which are kept from training whatever else a stage asks of clips,
-    or of all others; below ten clips none can be spared, and both are all. windows: frame rates; if any are named, item
-    i is at one of them and not at `fps`, and its caption says at which. ValueError if no clip will do.
+    or of all others; below ten clips, or if no tenth will do, none can be spared, and both are all. windows: frame
+    rates; if any are named, item i is at one of them and not at `fps`, and its caption says at which. ValueError if no
+    clip will do.
     """
 
     def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
@@ -196,9 +203,12 @@ class ClipSet(torch.utils.data.Dataset):
                 (self.clips if kept else self.spared).append(Clip(path, row["text"], seconds, fps_here))
             except (ValueError, OSError) as error:
                 self.skipped[str(error)].append(path.name)
+        if held_out and not self.clips:
+            self.clips, self.spared = self.spared, []
         known = set(captions)
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if path.suffix.lower() in (*ANIMATIONS, *FILMS) and not known & {path, *path.parents}:
+            measured = path.with_suffix(".jsonl").is_file()                  # a histogram of filtering.py
+            if path.suffix.lower() in (*ANIMATIONS, *FILMS) and not measured and not known & {path, *path.parents}:
                 self.skipped["has no caption"].append(path.name)
         if not self.clips:
             raise ValueError(f"{folder}: {self.summary()}")

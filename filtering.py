@@ -122,8 +122,13 @@ def filter_clips(args):
         print("no --clip: only motion is measured and filtered, not whether captions fit")
     everything, rows, moves, scores = [*clips.clips, *clips.spared], [], [], []
     for clip in tqdm(everything, desc="measuring", mininterval=2):
-        moves.append(motion(clip, args.fps))
-        scores.append(score(clip) if score else 1.0)
+        try:
+            moved, fits = motion(clip, args.fps), score(clip) if score else 1.0
+        except (ValueError, OSError) as error:
+            tqdm.write(f"left out {clip.path.name}: {error}")
+            continue
+        moves.append(moved)
+        scores.append(fits)
         if args.motion[0] <= moves[-1] <= args.motion[1] and scores[-1] >= args.score:
             name = os.path.relpath(clip.path, out.parent)
             row = {"file_name": name, "text": clip.caption, "motion": round(moves[-1], 5)}

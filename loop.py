@@ -63,7 +63,8 @@ class Task:
 def fit(task, args):
     """Trains for args.steps steps or args.minutes, whichever ends first, and hands the averaged weights to task.save.
 
-    Raises ValueError, in one line, for flags that do not go together, a loss that is not finite, or a full disk.
+    Raises ValueError, in one line, for flags that do not go together, a loss or gradient that is not finite, or a
+    full disk.
     """
     if args.batch % (args.world * args.accumulate):
         raise ValueError(f"--batch {args.batch}: want a multiple of {args.world} processes x "
@@ -94,10 +95,9 @@ def fit(task, args):
             now = agreed(value.item(), args)
             wrong = int(agreed(bad.item(), args, least=True))
             if wrong < args.steps:
-                good = weights.checkpoints()[-1:]
                 clips = ", ".join(task.names(wrong, generator(wrong, args)))
-                raise ValueError(f"the loss is not finite at step {wrong}; the clips of its batch: {clips}; " + (
-                    f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"))
+                raise ValueError(f"the loss or its gradient is not finite at step {wrong}; the clips of its batch: "
+                                 f"{clips}; {weights.last_good()}")
             running = now if running is None else 0.9 * running + 0.1 * now
             progress.set_postfix(loss=f"{running:.4f}")
             losses = task.validate() if due else {}
@@ -121,7 +121,8 @@ def fit(task, args):
 
 
 def steps(task, weights, args, start=0):
-    """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss.
+    """A function that takes the step of a number at `scale` times the learning rates: (step, scale) -> its loss, which
+    is not finite either if a gradient is not.
 
     From here on this program does without cuDNN's attention, which is not faster in training: for 64 tokens, or 1600,
     its gradient is NaN where all scores lie near -120 (pytorch issue 196678).
@@ -147,8 +148,8 @@ def steps(task, weights, args, start=0):
 
     def take(step, scale=1.0):
         value = compute(*batch(step))
-        weights.step(step, scale)
-        return value
+        norm = weights.step(step, scale)
+        return torch.where(norm.isfinite(), value, norm)                     # no loss is worth a gradient of NaN
     return take
 
 
@@ -222,7 +223,8 @@ class Weights:
 
     @torch.no_grad()
     def step(self, step, scale):
-        """Clips, one step of AdamW at `scale` times its learning rates, and of the average (decay with warm-up)."""
+        """Clips, one step of AdamW at `scale` times its learning rates, and of the average (decay with warm-up).
+        Returns the norm that the gradient had."""
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * scale
         norm = nn.utils.get_total_norm([p.grad for p in self.masters.values() if p.grad is not None])
@@ -239,6 +241,7 @@ class Weights:
         if self.ema is not self.masters:
             decay = min(self.args.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(*(list(xs.values()) for xs in (self.ema, self.masters)), 1 - decay)
+        return norm
 
     @contextmanager
     @torch.no_grad()
@@ -308,9 +311,12 @@ class Weights:
 
     def cannot_write(self, what, error):
         """What to say on a full disk, in one line."""
+        return ValueError(f"{what}: cannot be written ({' '.join(str(error).split())}); {self.last_good()}")
+
+    def last_good(self):
+        """Where to go on from, in words."""
         good = self.checkpoints()
-        return ValueError(f"{what}: cannot be written ({' '.join(str(error).split())}); " + (
-            f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"))
+        return f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
 
     @torch.no_grad()
     def resume(self):

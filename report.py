@@ -70,4 +70,5 @@ def draw_curves(lines, path, width=900, height=540):
         colour = COLOURS[k % len(COLOURS)]
         draw.line([at(*point) for point in points], colour, 2)
         draw.text((right - 8, top + 4 + 18 * k), name, colour, font, anchor="ra")
-    picture.save(path)
+    with beside(path) as part:
+        picture.save(part)

@@ -211,7 +211,8 @@ def train_vae(args):
     SD, "ft-MSE").
     """
     if args.decoder_of:
-        (vae, _), (config, _) = weights.load_vae(args.decoder_of), weights.read_config(args.decoder_of, "vae")
+        (vae, scale), (config, _) = weights.load_vae(args.decoder_of), weights.read_config(args.decoder_of, "vae")
+        config["scaling_factor"] = scale
         trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
     else:
@@ -236,7 +237,7 @@ def train_vae(args):
         x = from_pixels(next(stream)["frames"].to(args.device)).transpose(1, 2).flatten(0, 1)       # [(b n), 3, H, W]
         pick = torch.randperm(len(x), generator=generator, device=args.device)[:args.batch * STILLS]
         x = x[pick].contiguous(memory_format=torch.channels_last)
-        latent = (len(x), config["latent_channels"], x.shape[2] // vae.factor, x.shape[3] // vae.factor)
+        latent = (len(x), vae.decoder.conv_in.in_channels, x.shape[2] // vae.factor, x.shape[3] // vae.factor)
         return x, torch.randn(latent, generator=generator, device=args.device)
 
     def loss_of(x, noise):
@@ -274,7 +275,8 @@ def train_image(args):
         found = weights.read_json(args.model / "scheduler" / "scheduler_config.json")
         weights.write_json(found, args.out / "scheduler" / "scheduler_config.json")
         most = weights.read_config(args.model, "text_encoder")[0].get("vocab_size", 49_408) - 514
-        captions = dataset(args, min(20_000, 5 * args.clips), 1).captions()
+        captions = latent_clips(vae, scale, args)[0].captions if args.latents else dataset(
+            args, min(20_000, 5 * args.clips), 1).captions()
         (args.out / "tokenizer").mkdir(exist_ok=True)
         save_merges(learn_merges(captions, most), args.out / "tokenizer" / "merges.txt")
     if args.world > 1:
@@ -490,6 +492,13 @@ def parse(argv):
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             parser.error(f"--{name.replace('_', '-')}: want a finite number")
+    if getattr(args, "warmup", 0) < 0:
+        parser.error("--warmup: want 0 or more")
+    for name in ("model", "start", "decoder_of"):
+        if (path := getattr(args, name, None)) and not path.exists():
+            parser.error(f"--{name.replace('_', '-')} {path}: there is no such folder or file")
+    if args.data and getattr(args, "latents", None):
+        parser.error("--data and --latents: choose one; latents are clips already")
     for name in ("fps", "minutes"):
         if (value := getattr(args, name, None)) is not None and value <= 0:
             parser.error(f"--{name}: want more than 0")
@@ -527,7 +536,8 @@ def main(argv=None):
         print(f"train.py: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("train.py: stopped; the same command goes on from the last checkpoint (stage latents: remove --out, and "
+              "begin again)", file=sys.stderr)
         return 130
     finally:
         if distributed.is_initialized():

@@ -123,7 +123,7 @@ def largest_batch(z_0, text, change=None):
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     how = f", {change.__name__}" if change else ""
-    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits}, {peak:.1f} GiB (the next: {reason})", flush=True)
+    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits}, {peak:.1f} GiB (next: {reason})", flush=True)
 
 
 def sd21_inputs(device):

@@ -126,6 +126,30 @@ def test_every_tenth_clip_is_kept_out(tmp_path):
     assert len(ClipSet(tmp_path, 4, 3, 4, size=8, held_out=True).clips) == 9
 
 
+def test_a_broken_tenth_clip_is_no_reason_to_stop(tmp_path):
+    """Twelve clips; the tenth, the only one to keep out, is broken. What is there to validate on? All the others."""
+    names = [f"{k:02}__gif" for k in range(12)]
+    for name in names:
+        write_clip(tmp_path / name.replace("__", "."))
+    (tmp_path / "09.gif").write_bytes(b"broken")
+    describe(tmp_path, **{name: f"clip {name}" for name in names})
+    train_on, validate_on = (ClipSet(tmp_path, 4, frames=2, fps=5, size=8, held_out=out) for out in (False, True))
+    assert len(train_on.clips) == 11 and validate_on.clips == train_on.clips     # breaks with "no clip to train on"
+    assert "skipped 1" in train_on.summary()
+
+
+def test_lines_of_metadata_end_where_they_end(tmp_path):
+    """A caption with a line separator of Unicode's in JSON, as filtering.py writes it, and one of two lines in CSV."""
+    path = write_clip(tmp_path / "a.gif")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.gif", "text": "up\u2028down"}\n', encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.gif,"up\ndown"\n')
+    for name, text in (("metadata.jsonl", "up\u2028down"), ("metadata.csv", "up\ndown")):
+        assert clips.read_captions(tmp_path / name)[path]["text"] == text    # breaks with str.splitlines
+    (tmp_path / "metadata.csv").write_text("file_name,text,fps\na.gif,a,0\n")
+    with pytest.raises(ValueError, match="'0' of a.gif is not a number above 0"):
+        clips.read_captions(tmp_path / "metadata.csv")
+
+
 def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
     """No such folder, an empty one, broken metadata, two kinds of it: through the commands, exit code 2."""
     write_clip(tmp_path / "words" / "a.gif")

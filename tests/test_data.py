@@ -144,7 +144,7 @@ def test_the_key_frame_is_the_middle_one_at_any_rate():
     assert torch.equal(fast["frames"][:, ::4], slow["frames"])
     assert torch.equal(still["frames"][:, 0], slow["frames"][:, 4])         # breaks if times are not centred on 2 s
     assert slow["caption"] == fast["caption"] == still["caption"]
-    with pytest.raises(ValueError, match="lasts from 0 to 4 s"):
+    with pytest.raises(ValueError, match="lasts 4 s"):
         ToySet(1, 17, 2)[0]
 
 

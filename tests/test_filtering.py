@@ -46,6 +46,21 @@ def test_the_filter_writes_what_is_left_and_training_reads_it(tmp_path, monkeypa
     assert ClipSet(tmp_path / "metadata.filtered.jsonl", 1, frames=3, fps=4).captions() == ["a dawn"]
 
 
+def test_a_clip_that_cannot_be_measured_is_left_out(tmp_path, monkeypatch, capsys):
+    """A folder of pictures, one of them no picture, among three clips. Are the others measured? Is the histogram a
+    clip?"""
+    three_clips(tmp_path)
+    (tmp_path / "walk").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "walk" / "1.png")
+    (tmp_path / "walk" / "2.png").write_text("no picture")
+    with open(tmp_path / "metadata.jsonl", "a") as file:
+        file.write('\n{"file_name": "walk", "text": "a walk", "fps": 2}')
+    assert run(monkeypatch, tmp_path, "--fps", 10, "--motion", 0.01, 0.5) == 0
+    said = capsys.readouterr()
+    assert "left out walk" in said.out + said.err and "1 of 4 clips" in said.out         # breaks if it stops there
+    assert "metadata.filtered.png" not in ClipSet(tmp_path, 1, frames=2, fps=5).summary()
+
+
 class Judge(torch.nn.Module):
     """Stands in for CLIP: a picture's vector is (brightness, 1), a text's (1, 1)."""
 

@@ -87,6 +87,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(like, tmp_pa
     assert last(tmp_path, "vae").read_bytes() == before
 
 
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
+    """sqrt(w - w) is 0, its slope infinite: a fine loss, a gradient of NaN, and a checkpoint is due. What is left?"""
+    args = SimpleNamespace(bf16=False, fsdp=False, ema=0.0, device="cpu", world=1, rank=0, accumulate=1, seed=0,
+                           batch=1, cuda_graph=False, steps=3, minutes=None, warmup=0, cooldown=0, save_every=1,
+                           sample_every=9, out=tmp_path)
+    model = nn.Linear(1, 1)
+    task = loop.Task("one", model, [{"params": list(model.parameters()), "lr": 1e-3}],
+                     lambda x: (model(x) - model(x)).sqrt().sum(), draw=lambda step, generator: [torch.ones(1, 1)],
+                     names=lambda step, generator: ["a clip"], save=None)
+    with pytest.raises(ValueError, match="not finite at step 0; the clips of its batch: a clip; there is no"):
+        loop.fit(task, args)                                                 # breaks if the loss alone is looked at
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 # ---- stopped in any way
 
 def test_of_the_last_two_checkpoints_the_older_serves_when_the_newer_is_cut(like, tmp_path, capsys):

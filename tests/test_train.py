@@ -250,7 +250,8 @@ def test_latents_are_made_by_the_settings_of_their_stage(like, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--lr nan", "--fps inf", "--fps 0", "--minutes 0", "--ema 1.5", "--cooldown -1",
-                                    "--seed -1", "--seed 99999999999999", "--batch 0", "--steps x"])
+                                    "--seed -1", "--seed 99999999999999", "--batch 0", "--steps x", "--warmup -1",
+                                    "--model nowhere", "--decoder-of nowhere"])
 def test_numbers_that_make_no_sense_are_refused(option, capsys):
     """One line that names the option, before anything is read or written."""
     with pytest.raises(SystemExit) as stop:
