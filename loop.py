@@ -51,7 +51,7 @@ class Task:
     """One stage of training, as the loop sees it."""
     name: str
     model: nn.Module                # float32, on its device
-    groups: list                    # for AdamW: its parameters and their learning rates
+    groups: list                    # for AdamW: names, parameters and learning rates
     loss_of: Callable               # (*tensors of a batch) -> its mean loss
     draw: Callable                  # (step, generator) -> tensors of the whole batch, [b, ...] each
     names: Callable                 # (step, generator) -> names of that batch's clips
@@ -72,6 +72,9 @@ def fit(task, args):
     if args.cuda_graph and (args.world * args.accumulate > 1 or args.fsdp or args.device != "cuda"):
         raise ValueError("--cuda-graph: want one process on a GPU, and neither --accumulate nor --fsdp")
     args.out.mkdir(parents=True, exist_ok=True)
+    for group in task.groups:
+        count = sum(p.numel() for p in group["params"])
+        print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     weights = Weights(task, args)
     start = weights.resume()
     if start:

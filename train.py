@@ -69,9 +69,6 @@ def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
               {"name": "from the image model", "lr": lr_spatial, "params": []}]
     for name, p in model.named_parameters():
         groups[not is_new(name)]["params"].append(p)
-    for group in groups:
-        count = sum(p.numel() for p in group["params"])
-        print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     return groups
 
 
@@ -254,7 +251,8 @@ def train_vae(args):
 
     learns = trained.state_dict()
     others = {name: tensor for name, tensor in vae.state_dict().items() if name not in learns}
-    fit(Task("vae", trained, [{"params": list(trained.parameters()), "lr": args.lr}], loss_of, draw,
+    name = "decoder" if args.decoder_of else "autoencoder"
+    fit(Task("vae", trained, [{"name": name, "params": list(trained.parameters()), "lr": args.lr}], loss_of, draw,
              names=lambda step, generator: [clips[i]["name"] for i in numbers(step)[:args.batch]],
              save=lambda tensors: weights.save(others | tensors, config, args.out / "vae"), sample=sample), args)
 
@@ -287,8 +285,8 @@ def train_image(args):
     unet, config = fresh(UNet3D, "unet", args, temporal=False)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(args.device)
     # Stills teach no words for motion. At the full rate the text encoder forgets which is which: a tenth.
-    groups = [{"params": list(unet.parameters()), "lr": args.lr},
-              {"params": list(text_encoder.parameters()), "lr": args.lr / 10}]
+    groups = [{"name": "U-Net", "params": list(unet.parameters()), "lr": args.lr},
+              {"name": "text encoder", "params": list(text_encoder.parameters()), "lr": args.lr / 10}]
 
     def loss_of(z_0, ids, t, eps_n, f_theta=lambda z_t, t, _, text: unet(z_t, t, text)):
         return loss(f_theta, z_0, 0 * z_0, text_encoder(ids), t, eps_n, schedule, lam=0, weighting=args.weighting)
@@ -321,8 +319,9 @@ def train_video(args):
                 raise ValueError(f"{file}: {key} is {config[key]}, but {value} in the image model of {where}")
         model = weights.load_video(args.start)
     else:
-        config |= {"inject": args.inject, "sampling": brought(args.model, "video", "sampling")}
-        model = VideoModel.grow(weights.load_unet(where), args.inject, **weights.arguments(UNet3D, image_config, file))
+        inject = args.inject or INJECTIONS[-1]
+        config |= {"inject": inject, "sampling": brought(args.model, "video", "sampling")}
+        model = VideoModel.grow(weights.load_unet(where), inject, **weights.arguments(UNet3D, image_config, file))
     n = args.frames
     settings = config.get("sampling", {}) | {"size": args.size, "frames": n, "fps": args.fps}
     train_motion(model, config | {"sampling": settings}, schedule_for_eq_5(where, args), args,
@@ -473,7 +472,7 @@ def options(add, stage):
     if stage == "vae":
         add("--decoder-of", type=Path, help="folder of an autoencoder whose decoder to train on: the same latents")
     if stage == "video":
-        add("--inject", choices=INJECTIONS, default=INJECTIONS[-1], help="how AppearNet injects: a row of Table 2")
+        add("--inject", choices=INJECTIONS, help=f"how AppearNet injects: a row of Table 2 (default {INJECTIONS[-1]})")
 
 
 def parse(argv):
@@ -497,6 +496,8 @@ def parse(argv):
     for name in ("model", "start", "decoder_of"):
         if (path := getattr(args, name, None)) and not path.exists():
             parser.error(f"--{name.replace('_', '-')} {path}: there is no such folder or file")
+    if args.stage == "video" and args.start and args.inject:
+        parser.error("--inject and --start: choose one; what is started from injects as it did")
     if args.data and getattr(args, "latents", None):
         parser.error("--data and --latents: choose one; latents are clips already")
     for name in ("fps", "minutes"):

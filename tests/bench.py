@@ -13,7 +13,6 @@ import os
 import statistics
 import sys
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,9 +89,7 @@ def training_step(model, z_0, text, **how):
     def loss_of(z_0, t, eps_n):
         return train.loss(model, z_0, z_0[:, :, 4:5], text[:len(z_0)], t, eps_n, schedule)
 
-    with redirect_stdout(None):                                              # how many tensors learn at which rate
-        groups = train.parameter_groups(model)
-    task = loop.Task("bench", model, groups, loss_of, draw, names=None, save=None)
+    task = loop.Task("bench", model, train.parameter_groups(model), loss_of, draw, names=None, save=None)
     take = loop.steps(task, loop.Weights(task, args), args)
     return lambda: take(0)
 

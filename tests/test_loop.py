@@ -93,7 +93,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
                            batch=1, cuda_graph=False, steps=3, minutes=None, warmup=0, cooldown=0, save_every=1,
                            sample_every=9, out=tmp_path)
     model = nn.Linear(1, 1)
-    task = loop.Task("one", model, [{"params": list(model.parameters()), "lr": 1e-3}],
+    task = loop.Task("one", model, [{"name": "all", "params": list(model.parameters()), "lr": 1e-3}],
                      lambda x: (model(x) - model(x)).sqrt().sum(), draw=lambda step, generator: [torch.ones(1, 1)],
                      names=lambda step, generator: ["a clip"], save=None)
     with pytest.raises(ValueError, match="not finite at step 0; the clips of its batch: a clip; there is no"):
