@@ -316,7 +316,7 @@ class ToySet(torch.utils.data.Dataset):
     def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
         self.count, self.frames, self.fps, self.size, self.seed = count, frames, fps, size, seed
         self.held_out, self.windows = held_out, windows
-        rate, steps = (min(windows), frames - 1) if windows else (fps, 2 * (frames // 2))   # from the centre
+        rate, steps = (min(windows), frames - 1) if windows else (fps, 2 * (frames // 2))   # both ways from CENTRE
         if steps / rate > SECONDS:
             raise ValueError(f"{frames} frames at {rate:g} fps: a toy clip lasts {SECONDS:g} s; want fewer or faster")
 

@@ -129,11 +129,13 @@ def filter_clips(args):
             continue
         moves.append(moved)
         scores.append(fits)
-        if args.motion[0] <= moves[-1] <= args.motion[1] and scores[-1] >= args.score:
+        if args.motion[0] <= moved <= args.motion[1] and fits >= args.score:
             name = os.path.relpath(clip.path, out.parent)
-            row = {"file_name": name, "text": clip.caption, "motion": round(moves[-1], 5)}
+            row = {"file_name": name, "text": clip.caption, "motion": round(moved, 5)}
             rows.append(row | ({"fps": clip.fps} if clip.path.is_dir() else {})
-                        | ({"score": round(scores[-1], 4)} if score else {}))
+                        | ({"score": round(fits, 4)} if score else {}))
+    if not moves:
+        raise ValueError(f"{args.folder}: none of its clips can be measured")
     pictures = [histogram(moves, *args.motion, "motion")]
     if score:
         pictures.append(histogram(scores, args.score, 1.0, "text-image score"))
