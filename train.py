@@ -453,8 +453,7 @@ def options(add, stage):
     add("--sample-every", type=int, default=500, help="steps between sample pictures, OUT/STAGE-STEP.png")
     add("--accumulate", type=int, default=1, help="compute each batch in this many parts: less memory, the same step")
     add("--cuda-graph", action="store_true", help="record a step once and replay it: faster for small models (cuda)")
-    add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster "
-                                                  "(nine frames on a GPU: see the README first)")
+    add("--compile", action="store_true", help="torch.compile the model: minutes to start, then faster")
     if on_latents:
         add("--latents", type=Path, help="folder that `train.py latents` wrote: train on it, in place of --data")
         add("--weighting", choices=("epsilon", "v"), default="epsilon", help="Eq. 5 as it is, or v: over alpha_bar")

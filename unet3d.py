@@ -58,36 +58,27 @@ def sinusoids(x, dim):
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """F.group_norm of x [b, c, ...]: over each group's channels and all its places. weight and bias [c], or neither.
 
-    On a GPU PyTorch's own copies channels-last memory to channels first and leaves it so, which costs what follows
-    another copy. Its gradient is one kernel, though, for a dozen of ours, if they are not compiled.
+    Out of PyTorch's own, torch.compile makes a kernel that walks through channels-last memory group by group. What it
+    is given in its place would be a dozen kernels if it were not compiled.
     """
-    if torch.compiler.is_compiling() or (x.is_cuda and not torch.is_grad_enabled()):
-        return channels_last_group_norm(x, groups, weight, bias, eps)
-    return F.group_norm(x, groups, weight, bias, eps)
+    norm = channels_last_group_norm if torch.compiler.is_compiling() else F.group_norm
+    return norm(x, groups, weight, bias, eps)
 
 
 def channels_last_group_norm(x, groups, weight=None, bias=None, eps=1e-5):
-    """The same, from channels-last memory to channels-last memory.
+    """The same, from channels-last memory to channels-last memory, by sums of single channels.
 
-    Of the mean of a group torch.compile would make a kernel that walks through memory group by group. It is given sums
-    of single channels; they are float32, so that their difference loses nothing that 16 bits had. The deviation, unlike
-    its square, is a number that float16 has.
+    They are float32, so that their difference loses nothing that 16 bits had.
     """
-    h = x.movedim(1, -1).flatten(1, -2).unflatten(-1, (groups, -1))          # [b, places, groups, c / groups]
-    if torch.compiler.is_compiling():
-        h = h.float()
-        sums = torch.stack([h.sum(1, keepdim=True), h.square().sum(1, keepdim=True)])
-        mean, square = sums.mean(-1, keepdim=True) / h.shape[1]
-        var = (square - mean * mean).clamp(min=0)
-    else:
-        std, mean = torch.std_mean(h, dim=(1, 3), keepdim=True, correction=0)                # [b, 1, groups, 1]
-        var = std.float().square()
-    scale = (var + eps).rsqrt()
+    h = x.movedim(1, -1).flatten(1, -2).unflatten(-1, (groups, -1)).float()  # [b, places, groups, c / groups]
+    sums = torch.stack([h.sum(1, keepdim=True), h.square().sum(1, keepdim=True)])
+    mean, square = sums.mean(-1, keepdim=True) / h.shape[1]                  # [b, 1, groups, 1] each
+    scale = ((square - mean * mean).clamp(min=0) + eps).rsqrt()
     shift = -mean * scale
     if weight is not None:
         weight, bias = weight.view(groups, -1), bias.view(groups, -1)
         scale, shift = scale * weight, torch.addcmul(bias, shift, weight)
-    h = torch.addcmul(shift.to(h.dtype), h, scale.to(h.dtype)).to(x.dtype)
+    h = torch.addcmul(shift, h, scale).to(x.dtype)
     return h.view(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 

@@ -132,14 +132,12 @@ def test_fold_puts_frames_before_channels_and_unfold_undoes_it():
 
 @pytest.mark.parametrize("shape", [(3, 8, 4, 5), (2, 8, 3, 4, 5)], ids=["frames", "a clip"])
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_the_norm_in_channels_last_memory_is_the_group_norm(shape, affine, compiled):
+def test_the_norm_in_channels_last_memory_is_the_group_norm(shape, affine):
     """Numbers around 5, in channels-last memory. Is it PyTorch's norm, with its gradient, and stays the memory so?"""
-    norm = torch.compile(channels_last_group_norm, backend="eager") if compiled else channels_last_group_norm
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
     x = (5 + torch.randn(shape)).contiguous(memory_format=layout).requires_grad_()
     weight, bias = (torch.randn(8), torch.randn(8)) if affine else (None, None)
-    ours, theirs = norm(x, 4, weight, bias), torch.nn.functional.group_norm(x, 4, weight, bias)
+    ours, theirs = (norm(x, 4, weight, bias) for norm in (channels_last_group_norm, torch.nn.functional.group_norm))
     assert_close(ours, theirs, atol=1e-4, rtol=0)                            # breaks with the mean not taken off
     assert ours.stride() == x.stride()
     g = torch.randn(shape)
@@ -152,7 +150,7 @@ def test_the_norm_in_16_bits_takes_large_numbers(dtype, most):
     x, weight, bias = (y.to(dtype) for y in (3000 * torch.randn(2, 8, 4, 5), torch.randn(8), torch.randn(8)))
     ours = channels_last_group_norm(x, 4, weight, bias)
     theirs = torch.nn.functional.group_norm(x.float(), 4, weight.float(), bias.float())
-    assert ours.dtype == dtype and (ours - theirs).norm() < most * theirs.norm()         # breaks with var_mean
+    assert ours.dtype == dtype and (ours - theirs).norm() < most * theirs.norm()         # breaks without .float()
 
 
 def test_the_frames_of_a_clip_read_its_text_and_no_other():
