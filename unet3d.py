@@ -161,7 +161,8 @@ class Attention(nn.Module):
     """Multi-head attention of x [b, i, c] over context [b, l, d]; over x itself if no context is given.
 
     A context may serve several x in a row, as the frames of a clip, x [(b n), i, c], all read its text: they ask as one
-    long row. mask [i, l]: who may look at whom.
+    long row. (Its keys repeated for nine frames had gradients of NaN, compiled: README, Speed.) mask [i, l]: who may
+    look at whom.
     """
 
     def __init__(self, channels, context_dim, heads):
