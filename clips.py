@@ -208,8 +208,12 @@ class ClipSet(torch.utils.data.Dataset):
         known = set(captions)
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             measured = path.with_suffix(".jsonl").is_file()                  # a histogram of filtering.py
-            if path.suffix.lower() in (*ANIMATIONS, *FILMS) and not measured and not known & {path, *path.parents}:
+            inside = set(path.iterdir()) if path.is_dir() else set()
+            clip = (inside and all(p.suffix.lower() in PICTURES for p in inside)
+                    or path.suffix.lower() in (*ANIMATIONS, *FILMS))
+            if clip and not measured and not known & {path, *path.parents, *inside}:
                 self.skipped["has no caption"].append(path.name)
+                known.add(path)                                              # its pictures are not clips of their own
         if not self.clips:
             raise ValueError(f"{folder}: {self.summary()}")
 

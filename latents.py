@@ -78,23 +78,29 @@ def encode(vae, scale, clips, args):
 
 
 def write(vae, scale, sets, args, about, shard=1000):
-    """Writes the two sets of clips to the folder args.out, `shard` clips a file, and what they are."""
+    """Writes the folder args.out: what the two sets of clips are, then the clips, `shard` of them a file.
+
+    If it was stopped, the same call goes on behind the last whole file. ValueError if the folder holds anything else.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
-    if any(args.out.iterdir()):
-        raise ValueError(f"{args.out}: is not empty; name a new folder")
+    about = about | {"clips": dict(zip(SETS, map(len, sets), strict=True)), "shard": shard}
+    said = args.out / "latents.json"
+    if any(args.out.iterdir()) and not (said.is_file() and read_json(said) == about):
+        raise ValueError(f"{args.out}: is not empty, and not what this command left there; name a new folder")
+    write_json(about, said)
     for name, clips in zip(SETS, sets, strict=True):
         for number, first in enumerate(range(0, len(clips), shard)):
+            file = args.out / f"{name}-{number:05}.safetensors"
+            if file.exists():
+                continue
             z, captions, names = zip(*batches(vae, scale, clips, args, range(first, min(first + shard, len(clips)))))
             words = {"captions": [c for some in captions for c in some], "names": [n for some in names for n in some]}
             words = {key: json.dumps(value) for key, value in words.items()}
-            file = args.out / f"{name}-{number:05}.safetensors"
             try:
                 with beside(file) as part:
                     save_file({"z_0": torch.cat(z).cpu().contiguous()}, part, words)
             except SafetensorError as error:
                 raise OSError(f"{file}: cannot be written ({error})") from None
-    counts = dict(zip(SETS, map(len, sets), strict=True))
-    write_json(about | {"clips": counts}, args.out / "latents.json")         # last: with it, the folder is whole
 
 
 def read(folder, about):

@@ -13,6 +13,7 @@ ours  - All randomness of step k follows from the run's seed and k. So a run tha
         8 bits of a bfloat16; each step, what computes is made of them anew.
 """
 
+import math
 import os
 import shutil
 import time
@@ -63,8 +64,8 @@ class Task:
 def fit(task, args):
     """Trains for args.steps steps or args.minutes, whichever ends first, and hands the averaged weights to task.save.
 
-    Raises ValueError, in one line, for flags that do not go together, a loss or gradient that is not finite, or a
-    full disk.
+    A run that was stopped goes on; the minutes of its steps before count, up to the checkpoint. Raises ValueError, in
+    one line, for flags that do not go together, a loss or gradient that is not finite, or a full disk.
     """
     if args.batch % (args.world * args.accumulate):
         raise ValueError(f"--batch {args.batch}: want a multiple of {args.world} processes x "
@@ -76,7 +77,9 @@ def fit(task, args):
         count = sum(p.numel() for p in group["params"])
         print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     weights = Weights(task, args)
-    start = weights.resume()
+    start, seconds = weights.resume()
+    if agreed(start, args, least=True) != -agreed(-start, args, least=True):
+        raise ValueError(f"{args.out}: processes see different checkpoints there; want a folder that all hosts share")
     if start:
         weights.publish()                                                    # what was stopped may not have come to it
     take = steps(task, weights, args, start)
@@ -84,11 +87,12 @@ def fit(task, args):
     if first and not start:
         print(f"first loss, on clips kept out: {sum(first.values()) / len(first):.4f}")
     report = Report(args.out / f"{task.name}.csv", list(first), start) if args.rank == 0 else None
-    running, began, bad = None, time.monotonic(), torch.full((), args.steps, device=args.device)     # none, so far
-    progress = tqdm(range(start, args.steps), initial=start, total=args.steps, desc=task.name, mininterval=2,
-                    disable=args.rank > 0)
+    running, bad = None, torch.full((), args.steps, device=args.device)      # the first step that is not finite: none
+    began, limit = time.monotonic() - seconds, 60 * (args.minutes or math.inf)
+    progress = tqdm(range(start, args.steps if seconds < limit else start), initial=start, total=args.steps,
+                    desc=task.name, mininterval=2, disable=args.rank > 0)
     for step in progress:
-        spent = 0 if args.minutes is None else agreed((time.monotonic() - began) / (60 * args.minutes), args)
+        spent = agreed((time.monotonic() - began) / limit, args) if args.minutes else 0
         left = 1 - max(step / args.steps, spent)                             # from 1 to 0
         value = take(step, min(1, (step + 1) / (args.warmup + 1), max(left, 0) / max(args.cooldown, 1e-9)))
         bad = torch.where(value.isfinite(), bad, bad.clamp(max=step))        # read now and then: a GPU is waited for
@@ -113,7 +117,7 @@ def fit(task, args):
                 with beside(args.out / f"{task.name}-{after:06}.png") as part:
                     picture.save(part)
         if due:
-            weights.write(after)
+            weights.write(after, time.monotonic() - began)
             if args.rank == 0:
                 report.draw()
                 tqdm.write(f"{task.name} step {after}: loss {running:.4f}")
@@ -280,9 +284,9 @@ class Weights:
         return sorted(self.args.out.glob(f"{self.task.name}.*.checkpoint.safetensors"))
 
     @torch.no_grad()
-    def write(self, step):
-        """A checkpoint after `step` steps, whole or none: written beside, flushed to disk, renamed. The last two are
-        kept, for the day that the disk fails. Then the averaged weights, for the model folder."""
+    def write(self, step, seconds):
+        """A checkpoint after that many steps and seconds, whole or none: written beside, flushed to disk, renamed. The
+        last two are kept, for the day that the disk fails. Then the averaged weights, for the model folder."""
         whole = {name: gather(x, self.args) for name, x in self.tensors().items()}
         if self.args.rank == 0:
             path = self.args.out / f"{self.task.name}.{step:08}.checkpoint.safetensors"
@@ -290,7 +294,7 @@ class Weights:
             shutil.rmtree(part, ignore_errors=True)                         # in it, and a killed run leaves them all
             try:
                 part.mkdir()
-                save_file(whole, part / path.name, metadata={"step": str(step)})
+                save_file(whole, part / path.name, metadata={"step": str(step), "seconds": f"{seconds:.1f}"})
                 with open(part / path.name, "rb+") as file:
                     os.fsync(file.fileno())
                 os.replace(part / path.name, path)
@@ -323,7 +327,7 @@ class Weights:
 
     @torch.no_grad()
     def resume(self):
-        """Loads the last whole checkpoint, if there is one: the number of steps it was written after, else 0."""
+        """Loads the last whole checkpoint, if there is one: the steps and seconds that it was written after, else 0."""
         for path in reversed(self.checkpoints()):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -337,18 +341,18 @@ class Weights:
                         if isinstance(x, DTensor):
                             tensor = distribute_tensor(tensor, x.device_mesh, x.placements)
                         here(x).copy_(here(tensor))
-                    step = int(file.metadata()["step"])
+                    step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
             except SafetensorError as error:
                 print(f"{path}: not whole ({error}); taking the one before it")
                 continue
             if self.copies:
                 torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
             print(f"going on from {path}, step {step}")
-            return step
+            return step, seconds
         if self.checkpoints():
             raise ValueError(f"{self.args.out}: no checkpoint of stage {self.task.name} can be read; move them away to "
                              "start anew")
-        return 0
+        return 0, 0.0
 
 
 def here(x):

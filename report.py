@@ -32,11 +32,10 @@ class Report:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        self.seconds = float(self.rows[-1]["seconds"]) if self.rows else 0.0         # of the runs before this one
 
     def add(self, step, seconds, loss, **more):
         """One row, written at once."""
-        numbers = {"step": step, "seconds": f"{self.seconds + seconds:.1f}", "loss": f"{loss:.6g}"}
+        numbers = {"step": step, "seconds": f"{seconds:.1f}", "loss": f"{loss:.6g}"}
         self.rows.append(numbers | {name: f"{value:.6g}" for name, value in more.items()})
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(self.rows[-1])

@@ -222,6 +222,7 @@ def train_vae(args):
     encode, decode = (torch.compile(f) if args.compile else f for f in (vae.encode, vae.decode))
     clips, stream, ahead = dataset(args, args.clips, FRAMES), None, None
     kept_out = torch.stack([item["frames"] for item in dataset(args, 3, FRAMES, held_out=True)])
+    kept_out = from_pixels(kept_out.to(args.device)).transpose(1, 2)         # [3, n, 3, H, W]
 
     def numbers(step):
         return [i % args.clips for i in range(step * args.batch, args.steps * args.batch)]
@@ -239,22 +240,33 @@ def train_vae(args):
 
     def loss_of(x, noise):
         mean, logvar = (y.float() for y in encode(x.to(like.dtype)))
-        error = decode((mean + (0.5 * logvar).exp() * noise).to(dtype)).float() - x
+        x_hat = decode((mean + (0.5 * logvar).exp() * noise).to(dtype)).float()
         kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()
-        return error.abs().mean() + 4 * error.pow(2).mean() + 1e-4 * kl
+        return distance(x_hat, x) + 1e-4 * kl
+
+    def distance(x_hat, x):
+        return (x_hat - x).abs().mean() + 4 * (x_hat - x).pow(2).mean()
+
+    @torch.no_grad()
+    def validate():
+        with torch.compiler.set_stance("force_eager"):                       # not worth a minute of compiling
+            losses = [loss_of(x, 0 * x[0, 0, 0, 0]).item() for x in kept_out]
+        return {"kept out": sum(losses) / len(losses)}
 
     @torch.no_grad()
     def sample():                                                            # the truth, and what comes back
-        x = from_pixels(kept_out.to(args.device))
-        frames = vae.decode(vae.encode(x.transpose(1, 2).flatten(0, 1).to(like.dtype))[0].to(dtype))
-        return rows_of(x, frames.unflatten(0, (len(x), -1)).transpose(1, 2))
+        frames = vae.decode(vae.encode(kept_out.flatten(0, 1).to(like.dtype))[0].to(dtype))
+        return rows_of(*(x.transpose(1, 2) for x in (kept_out, frames.view_as(kept_out))))
+
+    print(f"loss of an autoencoder that always answers grey: {distance(0 * kept_out, kept_out):.4f}")
 
     learns = trained.state_dict()
     others = {name: tensor for name, tensor in vae.state_dict().items() if name not in learns}
     name = "decoder" if args.decoder_of else "autoencoder"
     fit(Task("vae", trained, [{"name": name, "params": list(trained.parameters()), "lr": args.lr}], loss_of, draw,
              names=lambda step, generator: [clips[i]["name"] for i in numbers(step)[:args.batch]],
-             save=lambda tensors: weights.save(others | tensors, config, args.out / "vae"), sample=sample), args)
+             save=lambda tensors: weights.save(others | tensors, config, args.out / "vae"), validate=validate,
+             sample=sample), args)
 
     if args.rank == 0 and not args.decoder_of:
         vae, _ = weights.load_vae(args.out, device=args.device)              # as it was saved
@@ -393,7 +405,8 @@ def write_latents(args):
     if args.world > 1:
         raise ValueError("latents: takes one process, not torchrun")
     vae, scale = weights.load_vae(args.model, dtype, args.device)
-    latents.write(vae, scale, two_sets(args.stage_for, args), args, about(args.stage_for, scale, args))
+    made = {"data": str(args.data or "toy set"), "model": str(args.model), "seed": args.seed}
+    latents.write(vae, scale, two_sets(args.stage_for, args), args, made | about(args.stage_for, scale, args))
     print(f"{args.out}: {args.clips} clips for stage {args.stage_for}")
 
 
@@ -536,8 +549,7 @@ def main(argv=None):
         print(f"train.py: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: stopped; the same command goes on from the last checkpoint (stage latents: remove --out, and "
-              "begin again)", file=sys.stderr)
+        print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     finally:
         if distributed.is_initialized():

@@ -92,7 +92,7 @@ def test_windows_start_anywhere_and_an_item_is_always_the_same(tmp_path):
 
 
 def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
-    """Cut in half, empty, too short, without a caption, not there, no clip at all: and one good one. Nothing stops."""
+    """Cut in half, empty, too short, thrice without a caption, not there, no clip: and one good one. Nothing stops."""
     write_clip(tmp_path / "good.webp", 20)
     half = write_clip(tmp_path / "half.webp", 20, shade=lambda k: k)
     half.write_bytes(half.read_bytes()[:len(half.read_bytes()) // 2])
@@ -100,6 +100,9 @@ def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
     write_clip(tmp_path / "short.gif", 3)
     write_clip(tmp_path / "silent.gif", 20)
     write_clip(tmp_path / "unlisted.gif", 20)
+    for name in ("1.jpg", "2.png"):                                          # a clip, too: one, not two
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "frames" / name)
     (tmp_path / "song.mp3").write_text("la la la")
     describe(tmp_path, good__webp="good", half__webp="half", empty__gif="empty", short__gif="short", silent__gif=" ",
              gone__gif="gone", song__mp3="song")
@@ -108,7 +111,8 @@ def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
     said = found.summary()
     assert said.startswith("1 clips") and all(name in said for name in
                                               ("half.webp", "empty.gif", "short.gif", "silent.gif", "unlisted.gif",
-                                               "gone.gif", "song.mp3")) and "\n" not in said
+                                               "gone.gif", "song.mp3", "frames")) and "\n" not in said
+    assert sum(map(len, found.skipped.values())) == 8                        # breaks if each picture is a clip
     assert all(item["caption"] == "good" for item in found)
     (tmp_path / "good.webp").write_bytes(b"")                                # while training is under way
     with pytest.raises(ValueError, match="any more"):

@@ -98,7 +98,29 @@ def test_a_full_disk_is_one_line_and_no_half_shard(stills, tmp_path, monkeypatch
     monkeypatch.setattr(latents, "save_file", full)
     assert write(stills, tmp_path / "latents") == 2                          # breaks if only OSError is caught
     assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
-    assert not list((tmp_path / "latents").iterdir())
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["latents.json"]
+
+
+def test_a_stopped_command_goes_on_behind_the_last_whole_shard(stills, tmp_path, monkeypatch):
+    """Stopped in the second of two sets, then given again: the same clips as of a whole run, the first not touched? And
+    with another seed: refused."""
+    save = latents.save_file
+
+    def stopped(tensors, path, metadata):
+        if "kept-out" in path.name:
+            raise KeyboardInterrupt
+        save(tensors, path, metadata)
+    assert write(stills, tmp_path / "whole") == 0
+    monkeypatch.setattr(latents, "save_file", stopped)
+    assert write(stills, tmp_path / "stopped") == 130
+    first = tmp_path / "stopped" / "train-00000.safetensors"
+    written = first.stat().st_mtime_ns
+    monkeypatch.setattr(latents, "save_file", save)
+    assert write(stills, tmp_path / "stopped", "--seed", 1) == 2             # breaks if two seeds may share a folder
+    assert write(stills, tmp_path / "stopped") == 0
+    assert first.stat().st_mtime_ns == written                               # breaks if it is encoded again
+    for one, other in zip(*(latents.read(tmp_path / name, {}) for name in ("whole", "stopped")), strict=True):
+        assert torch.equal(one.z[0], other.z[0]) and (one.captions, one.names) == (other.captions, other.names)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -1,11 +1,12 @@
 """Exercises for loop.py: a training loop that can be stopped in any way, split in any way, and goes on as if not."""
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import arguments, assert_same, last, names_of, run, subprocess_of
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from test_unet3d import TINY, moving_clip, stir
 from torch import nn
@@ -16,6 +17,8 @@ import train
 import weights
 from appearnet import VideoModel
 from sampler import NoiseSchedule
+
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -52,11 +55,9 @@ def test_parts_of_a_batch_add_up_to_its_step(like, tmp_path):
 def test_two_processes_take_the_steps_of_one(like, ready, way):
     """torchrun with two processes, each with half of every batch: are the averaged gradients those of all of it?"""
     alone, together = ready("one"), ready("two")
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
-
     def two(steps):
         how = arguments("video", like, together, steps, *(["--fsdp"] if way == "FSDP2" else []))
-        done = subprocess_of(*torchrun, train.__file__, *how)
+        done = subprocess_of(*TORCHRUN, train.__file__, *how)
         assert done.returncode == 0, done.stderr
 
     assert run("video", like, alone, 5) == 0
@@ -101,7 +102,39 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+SCATTERED = """
+import os, sys
+import train
+os.chdir(os.path.join(sys.argv[1], os.environ["RANK"]))
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def test_hosts_that_do_not_share_a_folder_are_told_so(like, tmp_path):
+    """Two processes, each in a folder of its own; --out is relative. One finds the checkpoint of an earlier run."""
+    assert run("vae", like, tmp_path / "0" / "out", 2) == 0
+    (tmp_path / "1").mkdir()
+    (tmp_path / "scattered.py").write_text(f"import sys; sys.path.insert(0, {str(Path(train.__file__).parent)!r})"
+                                           + SCATTERED)
+    done = subprocess_of(*TORCHRUN, tmp_path / "scattered.py", tmp_path, *arguments("vae", like, "out", 4))
+    assert done.returncode and done.stderr.count("out: processes see different checkpoints there") == 2
+    assert names_of(tmp_path / "1" / "out") == []                            # breaks if each trains a model of its own
+
+
 # ---- stopped in any way
+
+def test_minutes_are_those_of_all_runs_together(like, tmp_path):
+    """The seconds in a checkpoint grow from run to run. When --minutes are over, what does the same command do?"""
+    taken = []
+    for steps in (2, 4):
+        assert run("vae", like, tmp_path, steps) == 0
+        with safe_open(last(tmp_path, "vae"), framework="pt") as file:
+            taken.append(float(file.metadata()["seconds"]))
+    assert 0 < taken[0] < taken[1]                                           # breaks if they begin anew
+    before = last(tmp_path, "vae")
+    assert run("vae", like, tmp_path, 1000, "--minutes", taken[1] / 60) == 0
+    assert last(tmp_path, "vae") == before                                   # breaks if a step is taken
+
 
 def test_of_the_last_two_checkpoints_the_older_serves_when_the_newer_is_cut(like, tmp_path, capsys):
     """Eight steps leave how many checkpoints? A run stopped at 6, its last one cut in half: where does it go on?"""

@@ -15,11 +15,11 @@ def test_a_stopped_run_goes_on_in_its_table(tmp_path):
     with open(tmp_path / "video.csv", "a") as file:
         file.write("20,1")                                                   # of step 200: the disk was full
     second = Report(tmp_path / "video.csv", ["t 0-499"], start=100)
-    second.add(150, 3.0, 0.25)
+    second.add(150, 13.0, 0.25)
     rows = list(csv.DictReader(open(tmp_path / "video.csv")))
     assert [row["step"] for row in rows] == ["50", "100", "150"]            # breaks if there is a 20
     assert float(rows[2]["loss"]) == 0.25
-    assert float(rows[2]["seconds"]) == 10 + 3 and rows[1]["t 0-499"] == "0.5" and rows[0]["t 0-499"] == ""
+    assert float(rows[2]["seconds"]) == 13 and rows[1]["t 0-499"] == "0.5" and rows[0]["t 0-499"] == ""
     Report(tmp_path / "video.csv", [], start=0)                              # a new run: a new table
     assert (tmp_path / "video.csv").read_text().split() == ["step,seconds,loss"]
 

@@ -217,6 +217,17 @@ def test_the_introduction_says_what_to_expect(like, ready, capsys):
     assert not (folder / "video-000003.png").exists()
 
 
+def test_an_autoencoder_is_compared_with_grey(like, tmp_path, capsys):
+    """On what is kept out: the loss of answering grey, by hand, and the first and last of the autoencoder's own."""
+    assert run("vae", like, tmp_path, 60, "--lr", "1e-2") == 0
+    said = capsys.readouterr().out
+    grey, first = (float(re.search(rf"{words}: ([\d.]+)", said)[1]) for words in ("always answers grey", "kept out"))
+    x = torch.stack([item["frames"] for item in ToySet(3, frames=9, size=16, held_out=True)]) / 127.5 - 1
+    assert_close(grey, (x.abs().mean() + 4 * x.pow(2).mean()).item(), rtol=1e-3, atol=0)
+    *_, last = csv.DictReader((tmp_path / "vae.csv").read_text().splitlines())
+    assert 0.5 * grey < first < 2 * grey and float(last["kept out"]) < 0.5 * first
+
+
 def test_a_model_folders_own_settings_come_between(like, tmp_path, capsys):
     """Its "training" says steps and batch, the command line says batch, nobody says clips: which numbers count?"""
     model = shutil.copytree(like, tmp_path / "own")
