@@ -78,8 +78,6 @@ def fit(task, args):
         print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     weights = Weights(task, args)
     start, seconds = weights.resume()
-    if agreed(start, args, least=True) != -agreed(-start, args, least=True):
-        raise ValueError(f"{args.out}: processes see different checkpoints there; want a folder that all hosts share")
     if start:
         weights.publish()                                                    # what was stopped may not have come to it
     take = steps(task, weights, args, start)
@@ -328,6 +326,10 @@ class Weights:
     @torch.no_grad()
     def resume(self):
         """Loads the last whole checkpoint, if there is one: the steps and seconds that it was written after, else 0."""
+        newest = max((int(path.name.split(".")[1]) for path in self.checkpoints()), default=0)
+        if agreed(newest, self.args, least=True) != -agreed(-newest, self.args, least=True):
+            raise ValueError(f"{self.args.out}: processes see different checkpoints there; want a folder that all "
+                             "hosts share")
         for path in reversed(self.checkpoints()):
             try:
                 with safe_open(path, framework="pt") as file:
