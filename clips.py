@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -76,9 +77,7 @@ def read_captions(folder):
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:
-        return {next(iter(others), text): {"text": read_text(text)}
-                for text in sorted(folder.rglob("*.txt"))
-                for others in [[p for p in sorted(text.parent.iterdir()) if p.stem == text.stem and p != text]]}
+        return {clip_beside(text): {"text": read_text(text)} for text in sorted(folder.rglob("*.txt"))}
     captions = {}
     for row in read_rows(files[0]):
         if row.get("file_name"):
@@ -95,6 +94,12 @@ def read_captions(folder):
         except (ValueError, TypeError):
             raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number above 0") from None
     return captions
+
+
+def clip_beside(text):
+    """The clip that a .txt is beside: of its name, and a kind that we read. The .txt itself if there is none."""
+    return next((p for p in sorted(text.parent.iterdir()) if p.stem == text.stem
+                 and (p.is_dir() or p.suffix.lower() in (*ANIMATIONS, *FILMS))), text)
 
 
 # ---- one clip -------------------------------------------------------------------------------------------------------
@@ -134,7 +139,12 @@ def clip_seconds(path, fps=FOLDER_FPS):
     try:
         return sum(seconds for _, seconds in animation(path))
     except Exception as error:                                      # a broken file breaks each decoder in its own way
-        raise ValueError(f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+        raise cannot_be_read(error) from None
+
+
+def cannot_be_read(error):
+    """What to say of a broken file, in a few words."""
+    return ValueError(f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 def read_clip(path, times, size, fps=FOLDER_FPS):
@@ -144,7 +154,8 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
     """
     if path.suffix.lower() in FILMS and not path.is_dir():
         rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
-        square = f"fps={rate},scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}"
+        square = (f"fps={rate}:round=up:start_time=0,"              # what shows at a time, not what is nearest to it
+                  f"scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}")
         command = ["ffmpeg", "-v", "error", "-ss", str(times[0]), "-i", str(path), "-vf", square,
                    "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
@@ -154,13 +165,16 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
         return raw.reshape(len(times), size, size, 3)
     shown = ((Image.open(p), 1 / fps) for p in pictures_of(path)) if path.is_dir() else animation(path)
     frames, end = [], 0.0
-    for picture, seconds in shown:
-        end += seconds
-        while len(frames) < len(times) and times[len(frames)] < end - 1e-6:
-            frames.append(np.asarray(centre(picture, size, size)[0]))
-    if len(frames) < len(times):
-        raise ValueError(f"{path}: ends before {times[-1]:.2f} s")
-    return np.stack(frames)
+    try:
+        for picture, seconds in shown:
+            end += seconds
+            while len(frames) < len(times) and times[len(frames)] < end - 1e-6:
+                frames.append(np.asarray(centre(picture, size, size)[0]))
+            if len(frames) == len(times):
+                return np.stack(frames)
+    except Exception as error:                                      # as above
+        raise cannot_be_read(error) from None
+    raise ValueError(f"{path}: ends before {times[-1]:.2f} s")
 
 
 # ---- the set --------------------------------------------------------------------------------------------------------
@@ -205,13 +219,12 @@ class ClipSet(torch.utils.data.Dataset):
                 self.skipped[str(error)].append(path.name)
         if held_out and not self.clips:
             self.clips, self.spared = self.spared, []
-        known = set(captions)
+        known, folders = set(captions), {path.parent for path in captions}
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             measured = path.with_suffix(".jsonl").is_file()                  # a histogram of filtering.py
-            inside = set(path.iterdir()) if path.is_dir() else set()
-            clip = (inside and all(p.suffix.lower() in PICTURES for p in inside)
-                    or path.suffix.lower() in (*ANIMATIONS, *FILMS))
-            if clip and not measured and not known & {path, *path.parents, *inside}:
+            pictures = pictures_of(path) if path.is_dir() and os.access(path, os.R_OK) else []
+            clip = len(pictures) > 1 or path.suffix.lower() in (*ANIMATIONS, *FILMS)
+            if clip and not measured and path not in folders and not known & {path, *path.parents}:
                 self.skipped["has no caption"].append(path.name)
                 known.add(path)                                              # its pictures are not clips of their own
         if not self.clips:
@@ -281,6 +294,8 @@ def main(argv=None):
         print(f"clips.py: {error}", file=sys.stderr)
         return 2
     print(f"{clips.summary()}\n{args.out}: {args.rows} windows of {args.frames} frames at {args.fps:g} fps")
+    for reason, names in clips.skipped.items():
+        print(f"skipped, {reason}: {', '.join(names)}")
     return 0
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import distributed
 from tqdm import tqdm
 
-from files import beside, from_pixels
-from weights import read_json, write_json
+from files import from_pixels
+from weights import read_json, write_json, write_tensors
 
 SETS = ("train", "kept-out")
 
@@ -85,7 +84,8 @@ def write(vae, scale, sets, args, about, shard=1000):
     args.out.mkdir(parents=True, exist_ok=True)
     about = about | {"clips": dict(zip(SETS, map(len, sets), strict=True)), "shard": shard}
     said = args.out / "latents.json"
-    if any(args.out.iterdir()) and not (said.is_file() and read_json(said) == about):
+    found = [path for path in args.out.iterdir() if path.name[0] != "."]     # but for what a killed run leaves
+    if found and not (said.is_file() and read_json(said) == about):
         raise ValueError(f"{args.out}: is not empty, and not what this command left there; name a new folder")
     write_json(about, said)
     for name, clips in zip(SETS, sets, strict=True):
@@ -96,11 +96,7 @@ def write(vae, scale, sets, args, about, shard=1000):
             z, captions, names = zip(*batches(vae, scale, clips, args, range(first, min(first + shard, len(clips)))))
             words = {"captions": [c for some in captions for c in some], "names": [n for some in names for n in some]}
             words = {key: json.dumps(value) for key, value in words.items()}
-            try:
-                with beside(file) as part:
-                    save_file({"z_0": torch.cat(z).cpu().contiguous()}, part, words)
-            except SafetensorError as error:
-                raise OSError(f"{file}: cannot be written ({error})") from None
+            write_tensors({"z_0": torch.cat(z).cpu().contiguous()}, file, words)
 
 
 def read(folder, about):

@@ -15,7 +15,6 @@ ours  - All randomness of step k follows from the run's seed and k. So a run tha
 
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from itertools import zip_longest
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -39,6 +37,7 @@ from appearnet import Spade
 from files import beside
 from report import Report
 from unet3d import Block, Downsample, ResnetBlock, SpatialTransformer, TemporalAttention, Upsample
+from weights import write_tensors
 
 # Since torch 2.10 Inductor fuses sums over rows with sums over columns, and can lose gradients by it, as that of a
 # convolution's bias in front of a time embedding (pytorch issues 190796, 193061). Inductor reads this when first used.
@@ -57,7 +56,7 @@ class Task:
     draw: Callable                  # (step, generator) -> tensors of the whole batch, [b, ...] each
     names: Callable                 # (step, generator) -> names of that batch's clips
     save: Callable                  # ({name: tensor} of the averaged weights) -> None
-    validate: Callable = dict       # () -> {name: loss} on clips that were kept out
+    validate: Callable = dict       # () -> {name: loss} on clips that were kept out, of the weights as they are
     sample: Callable | None = None  # () -> a picture of what the model makes now
 
 
@@ -283,23 +282,15 @@ class Weights:
 
     @torch.no_grad()
     def write(self, step, seconds):
-        """A checkpoint after that many steps and seconds, whole or none: written beside, flushed to disk, renamed. The
-        last two are kept, for the day that the disk fails. Then the averaged weights, for the model folder."""
+        """A checkpoint after that many steps and seconds, whole or none. The last two are kept, for the day that the
+        disk fails. Then the averaged weights, for the model folder."""
         whole = {name: gather(x, self.args) for name, x in self.tensors().items()}
         if self.args.rank == 0:
             path = self.args.out / f"{self.task.name}.{step:08}.checkpoint.safetensors"
-            part = self.args.out / f"{self.task.name}.checkpoint.part"       # a folder: save_file has files of its own
-            shutil.rmtree(part, ignore_errors=True)                         # in it, and a killed run leaves them all
             try:
-                part.mkdir()
-                save_file(whole, part / path.name, metadata={"step": str(step), "seconds": f"{seconds:.1f}"})
-                with open(part / path.name, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(part / path.name, path)
-            except (SafetensorError, OSError) as error:
-                raise self.cannot_write(path, error) from None
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+                write_tensors(whole, path, {"step": str(step), "seconds": str(seconds)})
+            except OSError as error:
+                raise ValueError(f"{error}; {self.last_good()}") from None
             for old in self.checkpoints()[:-2]:
                 old.unlink()
         self.publish()
@@ -311,12 +302,8 @@ class Weights:
         if self.args.rank == 0:
             try:
                 self.task.save(whole)
-            except (SafetensorError, OSError) as error:
-                raise self.cannot_write(f"the weights of {self.task.name}", error) from None
-
-    def cannot_write(self, what, error):
-        """What to say on a full disk, in one line."""
-        return ValueError(f"{what}: cannot be written ({' '.join(str(error).split())}); {self.last_good()}")
+            except OSError as error:
+                raise ValueError(f"{error}; {self.last_good()}") from None
 
     def last_good(self):
         """Where to go on from, in words."""
@@ -328,8 +315,8 @@ class Weights:
         """Loads the last whole checkpoint, if there is one: the steps and seconds that it was written after, else 0."""
         newest = max((int(path.name.split(".")[1]) for path in self.checkpoints()), default=0)
         if agreed(newest, self.args, least=True) != -agreed(-newest, self.args, least=True):
-            raise ValueError(f"{self.args.out}: processes see different checkpoints there; want a folder that all "
-                             "hosts share")
+            raise ValueError(f"{self.args.out}: not all processes see the same checkpoints there; want a folder that "
+                             "all hosts share")
         for path in reversed(self.checkpoints()):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -343,14 +330,14 @@ class Weights:
                         if isinstance(x, DTensor):
                             tensor = distribute_tensor(tensor, x.device_mesh, x.placements)
                         here(x).copy_(here(tensor))
-                    step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
+                    step, seconds = (float(file.metadata().get(key, 0)) for key in ("step", "seconds"))
             except SafetensorError as error:
                 print(f"{path}: not whole ({error}); taking the one before it")
                 continue
             if self.copies:
                 torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
-            print(f"going on from {path}, step {step}")
-            return step, seconds
+            print(f"going on from {path}, step {step:.0f}")
+            return int(step), seconds
         if self.checkpoints():
             raise ValueError(f"{self.args.out}: no checkpoint of stage {self.task.name} can be read; move them away to "
                              "start anew")
@@ -424,7 +411,8 @@ def compile_blocks(model):
 
 
 def checkpoint_blocks(model):
-    """Keeps no activation from inside a block but computes them again on the way back: less memory, more time."""
+    """Keeps no activation from inside a block but computes them again on the way back: less memory, more time. Nothing
+    in a block is random."""
     for part in model.modules():
         if isinstance(part, (ResnetBlock, SpatialTransformer, TemporalAttention)):
-            part.forward = partial(recompute, part.forward, use_reentrant=False)
+            part.forward = partial(recompute, part.forward, use_reentrant=False, preserve_rng_state=False)

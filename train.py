@@ -40,7 +40,7 @@ from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from clips import ClipSet
 from data import ToySet
 from files import ArgumentParser, contact_sheet, from_pixels, to_pixels
-from loop import Task, checkpoint_blocks, compile_blocks, fit
+from loop import Task, agreed, checkpoint_blocks, compile_blocks, fit
 from microcinema import MicroCinema, Sampling, between, check_device
 from sampler import add_noise, appearance_noise
 from unet3d import UNet3D
@@ -76,10 +76,10 @@ def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
 
 def source(part, args):
     """The folder or file that a part is read from: --out, if a stage before this one left it there, else --model."""
-    path = args.out if any((args.out / part).glob("*.safetensors")) else args.model
-    if part == "vae" and path == args.out and "scaling_factor" not in weights.read_config(path, part)[0]:
-        raise ValueError(f"{path / part}: its training was stopped before the scale of its latents was measured; give "
-                         "the command of stage vae again")
+    trained = any((args.out / part).glob("*.safetensors"))
+    if 0 < agreed(float(trained), args) < 1:
+        raise ValueError(f"{args.out / part}: not all processes see the same there; want a folder that all hosts share")
+    path = args.out if trained else args.model
     print(f"{part}: from {path}")
     return path
 
@@ -215,7 +215,7 @@ def train_vae(args):
     else:
         vae, config = fresh(AutoencoderKL, "vae", args)
         trained = vae
-        config.pop("scaling_factor", None)
+        config["scaling_factor"] = None                                      # until it is measured
     vae.to(args.device, memory_format=torch.channels_last)
     like = vae.encoder.conv_in.weight                                        # bfloat16 or not: as it is by then
     dtype = torch.bfloat16 if args.bf16 else torch.float32
@@ -250,7 +250,7 @@ def train_vae(args):
     @torch.no_grad()
     def validate():
         with torch.compiler.set_stance("force_eager"):                       # not worth a minute of compiling
-            losses = [loss_of(x, 0 * x[0, 0, 0, 0]).item() for x in kept_out]
+            losses = [loss_of(x, 0).item() for x in kept_out]
         return {"kept out": sum(losses) / len(losses)}
 
     @torch.no_grad()
@@ -269,7 +269,7 @@ def train_vae(args):
              sample=sample), args)
 
     if args.rank == 0 and not args.decoder_of:
-        vae, _ = weights.load_vae(args.out, device=args.device)              # as it was saved
+        vae = weights.load(args.out, "vae", device=args.device)              # as it was saved
         with torch.inference_mode():                                         # of what will be diffused: the means
             squares = [vae.encode(from_pixels(item["frames"].to(args.device)).transpose(0, 1))[0].pow(2).mean()
                        for item in dataset(args, min(256, args.clips), 1)]
@@ -405,7 +405,7 @@ def write_latents(args):
     if args.world > 1:
         raise ValueError("latents: takes one process, not torchrun")
     vae, scale = weights.load_vae(args.model, dtype, args.device)
-    made = {"data": str(args.data or "toy set"), "model": str(args.model), "seed": args.seed}
+    made = {"data": str(args.data or "toy set"), "model": str(args.model), "seed": args.seed, "bf16": args.bf16}
     latents.write(vae, scale, two_sets(args.stage_for, args), args, made | about(args.stage_for, scale, args))
     print(f"{args.out}: {args.clips} clips for stage {args.stage_for}")
 

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -348,8 +349,15 @@ def load_unet(path, dtype=torch.float32, device="cpu"):
 
 
 def load_vae(path, dtype=torch.float32, device="cpu"):
-    """The autoencoder, and the factor that its latents are multiplied by (0.18215 where the config has none)."""
-    return load(path, "vae", dtype, device), read_config(path, "vae")[0].get("scaling_factor", 0.18215)
+    """The autoencoder, and the factor that its latents are multiplied by (0.18215 where the config has none).
+
+    ValueError if train.py has written the autoencoder, but not yet measured the factor.
+    """
+    config, file = read_config(path, "vae")
+    if (scale := config.get("scaling_factor", 0.18215)) is None:
+        raise ValueError(f"{file}: the training of this autoencoder was stopped before the scale of its latents was "
+                         "measured; give the command of stage vae again")
+    return load(path, "vae", dtype, device), scale
 
 
 def load_text_encoder(path, dtype=torch.float32, device="cpu"):
@@ -380,12 +388,32 @@ def load_schedule(path):
     return NoiseSchedule(**arguments(NoiseSchedule, read_json(file), file))
 
 
+def write_tensors(tensors, path, metadata=None):
+    """A safetensors file, whole or none: written beside, flushed to disk, renamed. OSError, in one line.
+
+    Beside is a folder, for save_file has files of its own while it writes, and a killed run leaves them all. The next
+    one clears it.
+    """
+    part = path.with_name(f".{path.name.partition('.')[0]}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        save_file(tensors, part / path.name, metadata=metadata)
+        with open(part / path.name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part / path.name, path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path}: cannot be written ({' '.join(str(error).split())})") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def save(tensors, config, folder, stem="diffusion_pytorch_model"):
-    """Writes a component's folder: config.json and float16 weights, each beside and then renamed."""
+    """Writes a component's folder: config.json and float16 weights, whole or none each."""
     folder = Path(folder)
     write_json(config, folder / "config.json")
-    with beside(folder / f"{stem}.fp16.safetensors") as part:
-        save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(half, folder / f"{stem}.fp16.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------ the map

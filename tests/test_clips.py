@@ -69,10 +69,26 @@ def test_captions_in_four_conventions(kind, tmp_path):
                                                "b,u,PT1S,films,three\n")
         a, b = (path.rename(path.with_suffix(".mp4")) for path in (a, b))
     else:
+        a.with_suffix(".jpg").touch(), a.with_suffix(".a").touch()           # what else may be beside it
         a.with_suffix(".txt").write_text("one, two\n")
         b.with_suffix(".txt").write_text("three")
     captions = clips.read_captions(tmp_path)
     assert {path: row["text"] for path, row in captions.items()} == {a: "one, two", b: "three"}
+
+
+def test_a_picture_that_breaks_its_decoder_stops_nothing(tmp_path, monkeypatch, capsys):
+    """A folder of pictures and a GIF. One picture has become what Pillow takes for a bomb, no ValueError of its."""
+    (tmp_path / "film").mkdir()
+    for k in range(3):
+        Image.new("RGB", (60, 60)).save(tmp_path / "film" / f"{k}.png")
+    write_clip(tmp_path / "small.gif", 20)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "film", "text": "film", "fps": 1}\n'
+                                             '{"file_name": "small.gif", "text": "small"}\n')
+    found = ClipSet(tmp_path, 2, frames=2, fps=2, size=8)
+    assert [item["caption"] for item in (found[0], found[1])] == ["film", "small"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert found[0]["caption"] == "small"                                    # breaks with a traceback
+    assert "skipped film: cannot be read" in capsys.readouterr().out
 
 
 def test_windows_start_anywhere_and_an_item_is_always_the_same(tmp_path):
@@ -103,6 +119,7 @@ def test_what_cannot_be_used_is_skipped_and_named(tmp_path):
     for name in ("1.jpg", "2.png"):                                          # a clip, too: one, not two
         (tmp_path / "frames").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "frames" / name)
+    (tmp_path / "frames" / ".DS_Store").touch()
     (tmp_path / "song.mp3").write_text("la la la")
     describe(tmp_path, good__webp="good", half__webp="half", empty__gif="empty", short__gif="short", silent__gif=" ",
              gone__gif="gone", song__mp3="song")
@@ -185,12 +202,17 @@ def test_a_folder_with_nothing_to_train_on_is_one_line(tmp_path, capsys):
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the program ffmpeg is not on the PATH")
 def test_films_are_read_through_ffmpeg(tmp_path):
-    """Twelve greys at 8 fps, written as mp4 and read at 4 fps: every other one, to the precision of the film."""
-    greys = torch.arange(0, 240, 20, dtype=torch.uint8)
-    files.write_video(greys.view(1, 12, 1, 1).expand(3, 12, 32, 32).contiguous(), tmp_path / "a.mp4", fps=8)
-    assert clips.clip_seconds(tmp_path / "a.mp4") == pytest.approx(1.5, abs=0.15)
-    frames = clips.read_clip(tmp_path / "a.mp4", np.array([0.0, 0.25, 0.5, 0.75]), 16)
-    assert np.allclose(frames[:, 8, 8, 0], [0, 40, 80, 120], atol=25)
+    """101 greys, 2 apart, at 24 fps as mp4. Which ones show every half second? And can a film of 4.2 s be read to its
+    end, window after window of 4 s?"""
+    greys = torch.arange(0, 202, 2, dtype=torch.uint8)
+    files.write_video(greys.view(1, -1, 1, 1).expand(3, -1, 32, 32).contiguous(), tmp_path / "a.mp4", fps=24)
+    assert clips.clip_seconds(tmp_path / "a.mp4") == pytest.approx(101 / 24, abs=0.15)
+    for start in (0, 1 / 24):
+        frames = clips.read_clip(tmp_path / "a.mp4", start + np.arange(9) / 2, 16)
+        assert np.allclose(frames[:, 8, 8, 0], 48 * start + np.arange(0, 202, 24), atol=5)       # breaks if rounded
+    describe(tmp_path, a__mp4="brighter")
+    found = ClipSet(tmp_path, 12, frames=9, fps=2, size=8)
+    assert len([found[i] for i in range(12)]) == 12
 
 
 def test_a_small_model_is_trained_on_a_folder(tmp_path, capsys):

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from conftest import assert_same, run
+from safetensors import SafetensorError
 
 import latents
 import train
@@ -94,8 +95,8 @@ def test_a_full_disk_is_one_line_and_no_half_shard(stills, tmp_path, monkeypatch
     """The disk is full while the first shard is written."""
     def full(tensors, path, metadata):
         path.write_bytes(b"half a shard")
-        raise latents.SafetensorError("I/O error: No space left on device")
-    monkeypatch.setattr(latents, "save_file", full)
+        raise SafetensorError("I/O error: No space left on device")
+    monkeypatch.setattr(weights, "save_file", full)
     assert write(stills, tmp_path / "latents") == 2                          # breaks if only OSError is caught
     assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "latents").iterdir()] == ["latents.json"]
@@ -104,18 +105,18 @@ def test_a_full_disk_is_one_line_and_no_half_shard(stills, tmp_path, monkeypatch
 def test_a_stopped_command_goes_on_behind_the_last_whole_shard(stills, tmp_path, monkeypatch):
     """Stopped in the second of two sets, then given again: the same clips as of a whole run, the first not touched? And
     with another seed: refused."""
-    save = latents.save_file
+    save = weights.save_file
 
     def stopped(tensors, path, metadata):
         if "kept-out" in path.name:
             raise KeyboardInterrupt
-        save(tensors, path, metadata)
+        save(tensors, path, metadata=metadata)
     assert write(stills, tmp_path / "whole") == 0
-    monkeypatch.setattr(latents, "save_file", stopped)
+    monkeypatch.setattr(weights, "save_file", stopped)
     assert write(stills, tmp_path / "stopped") == 130
     first = tmp_path / "stopped" / "train-00000.safetensors"
     written = first.stat().st_mtime_ns
-    monkeypatch.setattr(latents, "save_file", save)
+    monkeypatch.setattr(weights, "save_file", save)
     assert write(stills, tmp_path / "stopped", "--seed", 1) == 2             # breaks if two seeds may share a folder
     assert write(stills, tmp_path / "stopped") == 0
     assert first.stat().st_mtime_ns == written                               # breaks if it is encoded again

@@ -117,7 +117,7 @@ def test_hosts_that_do_not_share_a_folder_are_told_so(like, tmp_path):
     (tmp_path / "scattered.py").write_text(f"import sys; sys.path.insert(0, {str(Path(train.__file__).parent)!r})"
                                            + SCATTERED)
     done = subprocess_of(*TORCHRUN, tmp_path / "scattered.py", tmp_path, *arguments("vae", like, "out", 4))
-    assert done.returncode and done.stderr.count("out: processes see different checkpoints there") == 2
+    assert done.returncode and done.stderr.count("out: not all processes see the same checkpoints") == 2
     assert names_of(tmp_path / "1" / "out") == []                            # breaks if each trains a model of its own
 
 
@@ -132,7 +132,7 @@ def test_minutes_are_those_of_all_runs_together(like, tmp_path):
             taken.append(float(file.metadata()["seconds"]))
     assert 0 < taken[0] < taken[1]                                           # breaks if they begin anew
     before = last(tmp_path, "vae")
-    assert run("vae", like, tmp_path, 1000, "--minutes", taken[1] / 60) == 0
+    assert run("vae", like, tmp_path, 1000, "--minutes", 0.9 * taken[1] / 60) == 0
     assert last(tmp_path, "vae") == before                                   # breaks if a step is taken
 
 
@@ -183,14 +183,14 @@ def test_a_run_does_not_go_on_from_another_models_checkpoint(like, tmp_path, cap
 
 KILLED = """
 import os, sys
-import loop, train
-save = loop.save_file
+import train, weights
+save = weights.save_file
 def save_file(tensors, path, metadata):
-    if metadata["step"] == "4":
+    if metadata and metadata.get("step") == "4":
         path.write_bytes(b"half a checkpoint")
         os.kill(os.getpid(), 9)
-    save(tensors, path, metadata)
-loop.save_file = save_file
+    save(tensors, path, metadata=metadata)
+weights.save_file = save_file
 train.main(sys.argv[1:])
 """
 
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(like, tmp_path, monkeypatch, 
     def full(tensors, path, metadata):
         path.write_bytes(b"half a checkpoint")
         raise error
-    monkeypatch.setattr(loop, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     capsys.readouterr()
     assert run("vae", like, tmp_path, 6) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -233,7 +233,7 @@ def test_weights_that_were_not_written_are_when_the_run_goes_on(like, tmp_path, 
     assert run("vae", like, tmp_path / "whole", 4) == 0
     assert run("vae", like, tmp_path / "full", 2) == 0
     with monkeypatch.context() as broken:
-        broken.setattr(weights, "save_file", lambda tensors, path: (_ for _ in ()).throw(OSError(28, "full")))
+        broken.setattr(weights, "save", lambda *what: (_ for _ in ()).throw(OSError(28, "full")))
         assert run("vae", like, tmp_path / "full", 4) == 2
     assert run("vae", like, tmp_path / "full", 4) == 0                       # breaks if it finds nothing left to do
     whole, full = (contents(tmp_path / name / "vae").values() for name in ("whole", "full"))

@@ -169,10 +169,11 @@ def test_latents_without_a_scale_are_not_trained_on(like, stills, tmp_path, caps
     """The autoencoder's training was stopped: weights, but no scale yet. SD2.1's 0.18215 would be a wrong guess."""
     shutil.copytree(stills / "vae", tmp_path / "vae")
     config = weights.read_json(tmp_path / "vae" / "config.json")
-    assert 0.1 < config.pop("scaling_factor") != 0.18215
-    weights.write_json(config, tmp_path / "vae" / "config.json")
-    assert run("image", like, tmp_path, 1) == 2                              # breaks if a default steps in
-    assert "stage vae again" in capsys.readouterr().err
+    assert 0.1 < config["scaling_factor"] != 0.18215
+    weights.write_json(config | {"scaling_factor": None}, tmp_path / "vae" / "config.json")
+    for model, out in ((like, tmp_path), (tmp_path, tmp_path / "new")):
+        assert run("image", model, out, 1) == 2                              # breaks if a default steps in
+        assert "stage vae again" in capsys.readouterr().err
 
 
 def test_a_v_prediction_model_is_not_trained_by_eq_5(like, tmp_path, capsys):
