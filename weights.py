@@ -353,11 +353,11 @@ def load_vae(path, dtype=torch.float32, device="cpu"):
 
     ValueError if train.py has written the autoencoder, but not yet measured the factor.
     """
-    config, file = read_config(path, "vae")
+    vae, (config, file) = load(path, "vae", dtype, device), read_config(path, "vae")
     if (scale := config.get("scaling_factor", 0.18215)) is None:
         raise ValueError(f"{file}: the training of this autoencoder was stopped before the scale of its latents was "
                          "measured; give the command of stage vae again")
-    return load(path, "vae", dtype, device), scale
+    return vae, scale
 
 
 def load_text_encoder(path, dtype=torch.float32, device="cpu"):
