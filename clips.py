@@ -14,6 +14,7 @@ ours  Frames are read by time, not by number: real files have frames of unequal 
 """
 
 import csv
+import functools
 import io
 import json
 import math
@@ -119,6 +120,7 @@ def pictures_of(folder):
     return sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=lambda p: (numbers(p), p))
 
 
+@functools.cache                                                    # a stage looks at the same clips up to three times
 def clip_seconds(path, fps=FOLDER_FPS):
     """How long a clip lasts. ValueError or OSError, in a few words, if it cannot be read."""
     if not path.exists():
@@ -150,7 +152,7 @@ def cannot_be_read(error):
 def read_clip(path, times, size, fps=FOLDER_FPS):
     """The frames that show at these seconds, even steps apart, centre squares of size pixels: uint8 [n, size, size, 3].
 
-    ValueError if the clip ends before the last of them.
+    ValueError if the clip ends before the last of them, or cannot be read.
     """
     if path.suffix.lower() in FILMS and not path.is_dir():
         rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
