@@ -182,6 +182,11 @@ def agreed(number, args, least=False):
     return x.item()
 
 
+def unanimous(number, args):
+    """Is it the same number in all processes?"""
+    return agreed(number, args, least=True) == -agreed(-number, args, least=True)
+
+
 # --------------------------------------------------------------------------------------------------------- the weights
 
 class Weights:
@@ -314,7 +319,7 @@ class Weights:
     def resume(self):
         """Loads the last whole checkpoint, if there is one: the steps and seconds that it was written after, else 0."""
         newest = max((int(path.name.split(".")[1]) for path in self.checkpoints()), default=0)
-        if agreed(newest, self.args, least=True) != -agreed(-newest, self.args, least=True):
+        if not unanimous(newest, self.args):
             raise ValueError(f"{self.args.out}: not all processes see the same checkpoints there; want a folder that "
                              "all hosts share")
         for path in reversed(self.checkpoints()):

@@ -40,7 +40,7 @@ from clip import TextEncoder, Tokenizer, learn_merges, save_merges
 from clips import ClipSet
 from data import ToySet
 from files import ArgumentParser, contact_sheet, from_pixels, to_pixels
-from loop import Task, agreed, checkpoint_blocks, compile_blocks, fit
+from loop import Task, checkpoint_blocks, compile_blocks, fit, unanimous
 from microcinema import MicroCinema, Sampling, between, check_device
 from sampler import add_noise, appearance_noise
 from unet3d import UNet3D
@@ -77,7 +77,7 @@ def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
 def source(part, args):
     """The folder or file that a part is read from: --out, if a stage before this one left it there, else --model."""
     trained = any((args.out / part).glob("*.safetensors"))
-    if 0 < agreed(float(trained), args) < 1:
+    if not unanimous(int(trained), args):
         raise ValueError(f"{args.out / part}: not all processes see the same there; want a folder that all hosts share")
     path = args.out if trained else args.model
     print(f"{part}: from {path}")

@@ -110,14 +110,16 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
-def test_hosts_that_do_not_share_a_folder_are_told_so(like, tmp_path):
-    """Two processes, each in a folder of its own; --out is relative. One finds the checkpoint of an earlier run."""
+@pytest.mark.parametrize("stage", ["vae", "image"])
+def test_hosts_that_do_not_share_a_folder_are_told_so(like, tmp_path, stage):
+    """Two processes, each in a folder of its own; --out is relative. One finds the checkpoint of an earlier run, or the
+    autoencoder that the image model needs."""
     assert run("vae", like, tmp_path / "0" / "out", 2) == 0
     (tmp_path / "1").mkdir()
     (tmp_path / "scattered.py").write_text(f"import sys; sys.path.insert(0, {str(Path(train.__file__).parent)!r})"
                                            + SCATTERED)
-    done = subprocess_of(*TORCHRUN, tmp_path / "scattered.py", tmp_path, *arguments("vae", like, "out", 4))
-    assert done.returncode and done.stderr.count("out: not all processes see the same checkpoints") == 2
+    done = subprocess_of(*TORCHRUN, tmp_path / "scattered.py", tmp_path, *arguments(stage, like, "out", 4))
+    assert done.returncode and done.stderr.count(": not all processes see the same") == 2
     assert names_of(tmp_path / "1" / "out") == []                            # breaks if each trains a model of its own
 
 
