@@ -1,11 +1,11 @@
-"""How fast it is, with what to compare it to in the same run. No assertion: timings are for people to read.
+"""How fast the code is, beside something to compare it with in the same run. It asserts nothing: people read timings.
 
     python tests/bench.py                     toy size; beside diffusers' UNet3DConditionModel where that is installed
     python tests/bench.py --sd21              SD2.1 at 320x320, 9 frames, random weights, bfloat16: for a large GPU
     torchrun --nproc-per-node 2 tests/bench.py --sd21        a training step on one card, by DDP, by FSDP2
 
-Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling,
-which is what a large matrix product of the same dtype reaches on the same machine a moment before.
+Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling.
+The ceiling is the speed of a large matrix product of the same dtype on the same machine, measured a moment before.
 """
 
 import argparse
@@ -14,28 +14,30 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import distributed
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import loop
 import train
-import weights
 from appearnet import VideoModel
-from clip import TextEncoder
 from microcinema import Sampling
 from sampler import NoiseSchedule, appearance_noise, ddim, guide
+from sd21 import weights
+from sd21.files import read_json
+from sd21.text import TextEncoder
+from sd21.vae import AutoencoderKL
+from training import loop
+from training.prepare import COMPILED, RECOMPUTED, sharding_units
+from training.state import TrainState
 from unet3d import UNet3D
-from vae import AutoencoderKL
 
 TOY = Path(__file__).parents[1] / "toy"
 
 
 def seconds(call, device, repeat=10):
-    """The median time of a call, after as many, at most three, that do not count."""
+    """The median time of a call, after up to three calls that do not count."""
     times, warm = [], min(3, repeat)
     for _ in range(warm + repeat):
         if device == "cuda":
@@ -56,15 +58,15 @@ def operations(call):
 
 
 def ceiling(device, dtype):
-    """Operations a second of a square matrix product: what this machine can do at all."""
+    """Operations a second of a large square matrix product."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, device)
 
 
 def row(name, call, device, best, count=None, repeat=10):
-    """Measures one call and prints its row; returns its seconds. The memory is the most since the model was made, for a
-    graph takes its own when it is recorded."""
+    """Measures one call and prints its row; returns its seconds. The memory is the peak since the model was made, since
+    a graph takes its memory when it is recorded."""
     count = count or operations(call)
     took = seconds(call, device, repeat)
     memory = f"  {torch.cuda.max_memory_allocated() / 2**30:6.1f} GiB" if device == "cuda" else ""
@@ -73,24 +75,33 @@ def row(name, call, device, best, count=None, repeat=10):
     return took
 
 
-def training_step(model, z_0, text, **how):
-    """One step of loop.py on random latents: Eq. 5, clipping, AdamW, bfloat16 over float32. A function to call."""
-    how = {"rank": 0, "world": 1, "batch": len(z_0), "accumulate": 1, "device": "cuda", "bf16": True, "fsdp": False,
-           "cuda_graph": False, "ema": 0.0, "seed": 0} | how
-    args, schedule, text = SimpleNamespace(**how), NoiseSchedule(), text.bfloat16()
-    schedule.alpha_bar = schedule.alpha_bar.to(args.device)
-    rows = len(z_0)
+def training_step(model, z_0, text, device="cuda", **options):
+    """One step of training/loop.py on random latents: Eq. 5, clipping, AdamW, bfloat16 over float32. Returns a function
+    to call."""
+    run = loop.Run("bench", Path("bench"), batch=len(z_0), device=device, bf16=True, **options)
+    schedule, text, rows = NoiseSchedule().to(device), text.bfloat16(), len(z_0)
 
-    def draw(step, generator):
-        t = torch.randint(0, 1000, (rows,), generator=generator, device=args.device)
-        return z_0, t, torch.randn(z_0.shape, generator=generator, device=args.device)
+    def load(_, random):
+        t = torch.randint(0, 1000, (rows,), generator=random, device=device)
+        return z_0, t, torch.randn(z_0.shape, generator=random, device=device)
 
     def loss_of(z_0, t, eps_n):
         return train.loss(model, z_0, z_0[:, :, 4:5], text[:len(z_0)], t, eps_n, schedule)
 
-    task = loop.Task("bench", model, train.parameter_groups(model), loss_of, draw, names=None, save=None)
-    take = loop.steps(task, loop.Weights(task, args), args)
-    return lambda: take(0)
+    stage = loop.Stage(model, train.parameter_groups(model), pick=lambda step, random: None, load=load, loss_of=loss_of,
+                       names=None, save=None, units=sharding_units)
+    train_step = loop.make_train_step(stage, TrainState(stage, run), run)
+    return lambda: train_step(0)
+
+
+def compile_blocks(model):
+    """The model, compiled block by block."""
+    loop.compile_blocks(model, COMPILED)
+
+
+def checkpoint_blocks(model):
+    """The model with gradient checkpointing."""
+    loop.checkpoint_blocks(model, RECOMPUTED)
 
 
 def video_model(change=None):
@@ -105,22 +116,22 @@ def video_model(change=None):
 
 
 def largest_batch(z_0, text, change=None):
-    """Doubles the batch of a training step until memory is full; prints the last that fits."""
+    """Doubles the batch of a training step until memory is full. Prints the last batch that fits."""
     batch, fits, peak, model = 1, 0, 0, video_model(change)
     while True:
         torch.cuda.reset_peak_memory_stats()
         try:
             step = training_step(model.float(), z_0[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1))
             step(), step()
-        except RuntimeError as error:                                        # out of memory, or beyond what cuDNN takes
+        except RuntimeError as error:                                        # out of memory, or too large for cuDNN
             reason = str(error).splitlines()[0][:80]
             break
         fits, peak = batch, torch.cuda.max_memory_allocated() / 2**30
         batch, step = 2 * batch, None
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    how = f", {change.__name__}" if change else ""
-    print(f"(c) largest batch that trains, of 1, 2, 4, ...{how}: {fits}, {peak:.1f} GiB (next: {reason})", flush=True)
+    name = f", {change.__name__}" if change else ""
+    print(f"(c) largest batch that trains, of 1, 2, 4, ...{name}: {fits}, {peak:.1f} GiB (next: {reason})", flush=True)
 
 
 def sd21_inputs(device):
@@ -140,7 +151,7 @@ def recorded(call):
 
 
 def compile_whole(model):
-    """torch.compile of the whole model at once, its weights as constants: more to fuse, and minutes more to wait."""
+    """torch.compile of the whole model at once, its weights as constants: it fuses more, and takes minutes longer."""
     model.compile(dynamic=False, options={"freezing": True})
 
 
@@ -161,15 +172,15 @@ def sd21_sampling(device, best, dtype=torch.bfloat16):
                 old.copy_(new)
             return call().float()
         z_T = appearance_noise(torch.randn(1, 4, 9, 40, 40, device=device), z_c, s.lam + s.gamma)
-        *_, z_0 = ddim(guide(f_theta, s.guidance, words, empty), z_T, schedule.path(s.steps), schedule)
+        *_, z_0 = ddim(guide(f_theta, s.guidance, words, empty), z_T, schedule.timesteps(s.steps), schedule)
         return vae.decode(z_0[0].transpose(0, 1).to(dtype) / 0.18215)
 
-    for how, change, graph in (("eager", None, False), ("eager, one CUDA graph", None, True),
-                               ("compiled by blocks", loop.compile_blocks, False),
-                               ("compiled by blocks, one CUDA graph", loop.compile_blocks, True),
-                               ("compiled whole, weights as constants, one CUDA graph", compile_whole, True)):
+    for name, change, graph in (("eager", None, False), ("eager, one CUDA graph", None, True),
+                                ("compiled by blocks", compile_blocks, False),
+                                ("compiled by blocks, one CUDA graph", compile_blocks, True),
+                                ("compiled whole, weights as constants, one CUDA graph", compile_whole, True)):
         torch.cuda.reset_peak_memory_stats()
-        with torch.device(device):                                           # to compile in it would break the graph
+        with torch.device(device):                                           # compile outside: it would split the model
             model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
         with torch.no_grad():
             call = lambda: model(z_t, t, condition, text)
@@ -178,43 +189,44 @@ def sd21_sampling(device, best, dtype=torch.bfloat16):
                 change(model)
             if graph:
                 call = recorded(call)
-            row(f"(a) guided call, batch 2, {how}", call, device, best, counts["call"])
-            row(f"(d) video, 50 steps, {how}", lambda: video(call), device, best, counts["video"], repeat=1)
-            del model, call                                                  # or its memory counts in the next row
+            row(f"(a) guided call, batch 2, {name}", call, device, best, counts["call"])
+            row(f"(d) video, 50 steps, {name}", lambda: video(call), device, best, counts["video"], repeat=1)
+            del model, call                                                  # else its memory counts in the next row
 
 
 def sd21_training(device, best):
     """(b) a training step, eager, with gradient checkpointing, compiled, and (c) the largest batch."""
     z, _, _, text = sd21_inputs(device)
     count = None
-    for how, change, more in (("eager", None, {}), ("eager, gradient checkpointing", loop.checkpoint_blocks, {}),
-                              ("compiled by blocks", loop.compile_blocks, {}),
-                              ("compiled by blocks, one CUDA graph", loop.compile_blocks, {"cuda_graph": True})):
-        step = training_step(video_model(change), z, text, **more)
+    for name, change, options in (("eager", None, {}), ("eager, gradient checkpointing", checkpoint_blocks, {}),
+                                  ("compiled by blocks", compile_blocks, {}),
+                                  ("compiled by blocks, one CUDA graph", compile_blocks, {"cuda_graph": True})):
+        step = training_step(video_model(change), z, text, device, **options)
         count = count or operations(step)
-        row(f"(b) one training step, batch 2, {how}", step, device, best, count)
-        if not step().isfinite():                                            # it has taken a dozen steps by now
+        row(f"(b) one training step, batch 2, {name}", step, device, best, count)
+        if not step().isfinite():                                            # after a dozen steps
             print("    but its loss is not finite: that was no training")
         del step
     largest_batch(z, text)
-    largest_batch(z, text, loop.checkpoint_blocks)
+    largest_batch(z, text, checkpoint_blocks)
 
 
 def sd21_processes(device, each):
-    """One card, then all of them by DDP and by FSDP2, `each` clips a card: clips a second and memory a card. Under
-    torchrun."""
+    """Under torchrun: one card alone, then all cards with DDP and with FSDP2, `each` clips a card. Prints clips a
+    second and memory a card."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl")
     z, _, _, text = sd21_inputs(device)
     z, text = z[:1].repeat(each * world, 1, 1, 1, 1), text[:1].repeat(each * world, 1, 1)
     alone = None
-    for name, more in (("one card", {}), ("DDP", {"world": world, "rank": rank}),
-                       ("FSDP2", {"world": world, "rank": rank, "fsdp": True})):
-        clips = each * more.get("world", 1)
-        step = training_step(video_model(), z[:clips], text[:clips], **more)
+    for name, options in (("one card", {}), ("DDP", {}), ("FSDP2", {"fsdp": True})):
+        if name == "DDP":                                                    # until now each process was on its own
+            distributed.init_process_group("nccl")
+        clips = each * (1 if name == "one card" else world)
+        step = training_step(video_model(), z[:clips], text[:clips], device, **options)
         torch.cuda.reset_peak_memory_stats()
-        distributed.barrier()
+        if distributed.is_initialized():
+            distributed.barrier()
         rate = clips / seconds(step, device)
         alone = alone or rate
         if rank == 0:
@@ -237,7 +249,7 @@ def sd21(device, each):
 
 def toy(device):
     """The toy model's guided call; its U-Net alone beside diffusers' of the same widths."""
-    best, model = ceiling(device, torch.float32), weights.load_video(TOY).to(device)
+    best, model = ceiling(device, torch.float32), weights.load(weights.component("video", TOY), VideoModel).to(device)
     z, text = torch.randn(2, 4, 9, 16, 16, device=device), torch.randn(2, 77, 128, device=device)
     t = torch.tensor([500, 500], device=device)
     print(f"{device}, torch {torch.__version__}: ceiling {best / 1e12:.2f} TFLOP/s in float32")
@@ -249,7 +261,7 @@ def toy(device):
         except ImportError:
             print("diffusers is not installed: nothing to compare with")
             return
-        config = weights.read_json(TOY / "unet" / "config.json")
+        config = read_json(TOY / "unet" / "config.json")
         theirs = UNet3DConditionModel(
             block_out_channels=config["block_out_channels"], layers_per_block=config["layers_per_block"],
             down_block_types=["CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"],
@@ -260,7 +272,7 @@ def toy(device):
 
 
 def main():
-    """Runs one of the two."""
+    """Runs the toy benchmark or the one at SD2.1's size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sd21", action="store_true", help="SD2.1's size, on a GPU of 80 GB or more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

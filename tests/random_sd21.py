@@ -1,10 +1,10 @@
-"""Writes SD2.1-base at full size with seeded random weights, for want of the real ones: every name, shape and config.
+"""Writes a stand-in for SD2.1-base: every name, shape and config of the published model, with seeded random weights.
 
-    python tests/random_sd21.py FOLDER [--dtype float16]    -> FOLDER/, laid out as published: 5.2 GB in float32
-    python tests/random_sd21.py FILE.safetensors            -> the same weights as the single file, 5.2 GB, float32
+    python tests/random_sd21.py FOLDER [--dtype float16]    -> FOLDER/, with the published layout: 5.2 GB in float32
+    python tests/random_sd21.py FILE.safetensors            -> the same weights as a single file, 5.2 GB, float32
 
-Both are the same model: a tensor's numbers follow from its name. They are scaled so that signals keep their size on the
-way. Pictures made with it are noise. Of the tokenizer's merges, only those are real that the golden prompts need.
+Both are the same model: a tensor's numbers follow from its name, scaled so that activations keep their size from layer
+to layer. Its pictures are noise. Only those of the tokenizer's merges are real that the golden prompts need.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from clip import save_merges
-from test_clip import clip_tokenizer
+from sd21.text import save_merges
+from test_text import clip_tokenizer
 
 REFERENCE = Path(__file__).parent / "reference"
 MANIFEST = {part: json.loads((REFERENCE / f"sd21_{file}.json").read_text())
@@ -50,7 +50,7 @@ CONFIG = {
 
 
 def random_tensor(name, shape):
-    """The numbers of the tensor with this folder name, e.g. "unet/conv_in.weight", float32."""
+    """The float32 tensor called `name` in the folder layout, e.g. "unet/conv_in.weight"."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     if len(shape) == 1:
         return 0.02 * x + (1 if name.endswith("weight") else 0)              # norms: about 1; biases: about 0
@@ -60,13 +60,13 @@ def random_tensor(name, shape):
 
 
 def write_merges(path):
-    """48,894 merges: CLIP's where the golden prompts need them, pairs that never occur in between."""
+    """Writes 48,894 merges: CLIP's where the golden prompts need them, otherwise pairs that never occur."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_merges(list(clip_tokenizer().rank), path)
 
 
 def write_folder(path, dtype=torch.float32):
-    """The published folder. In float16 its files have `.fp16` in their names; position_ids are in, as published."""
+    """Writes the published folder, position_ids included. Float16 files have `.fp16` in their names."""
     write_merges(path / "tokenizer" / "merges.txt")
     for part, config in CONFIG.items():
         (path / part).mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def write_folder(path, dtype=torch.float32):
 
 
 def write_single(path):
-    """The single file, with everything that nobody needs, and merges.txt beside it."""
+    """Writes the single file, with all its tensors that no model needs, and merges.txt beside it."""
     tensors = {}
     for name, target in json.loads((REFERENCE / "sd21_ldm_map.json").read_text()).items():
         targets = [target] if isinstance(target, str) else target or []

@@ -9,16 +9,18 @@ from unet3d import UNet3D
 
 
 def grown(inject="add_encdec_spade", seed=0):
-    """A random image model and what it grows to."""
+    """A random image model, and the video model that grows from it."""
     torch.manual_seed(seed)
     flat = stir(UNet3D(temporal=False, **TINY)).eval()
-    return flat, VideoModel.grow(flat, inject, **TINY).eval()
+    return flat, VideoModel.grow(flat, inject).eval()
 
 
 def condition(z_t, seed=1):
     b, c, _, h, w = z_t.shape
     return torch.randn(b, c, 1, h, w, generator=torch.Generator().manual_seed(seed))
 
+
+# ---- Eq. 1 and 2 ----
 
 def test_eq_1_against_four_nested_loops():
     """Over which axes are mu and sigma taken? Count by hand, in float64, with every dimension a different number."""
@@ -32,7 +34,7 @@ def test_eq_1_against_four_nested_loops():
             mu = sum(members) / len(members)
             sigma = (sum((m - mu) ** 2 for m in members) / len(members) + 1e-5) ** 0.5
             expected[i, 2 * g:2 * g + 2] = (h_m[i, 2 * g:2 * g + 2] - mu) / sigma
-    assert_close(group_norm_3d(h_m, groups), expected)                       # breaks with statistics per frame
+    assert_close(group_norm_3d(h_m, groups), expected)                       # breaks with statistics of single frames
 
 
 def test_eq_2_by_hand():
@@ -42,40 +44,62 @@ def test_eq_2_by_hand():
     assert spade(h_bar, torch.zeros(1), torch.zeros(1)).item() == 2.0
 
 
-def test_spade_takes_the_place_of_the_second_temporal_norm_and_nothing_of_sd_is_lost():
-    """Fig. 3. Which norms lost their scale and bias? None of SD's, and none that is still in use."""
+# ---- which feature goes where ----
+
+def test_only_the_norms_that_spade_replaces_lose_their_scale_and_bias():
+    """Fig. 3: the second temporal norm of each ResBlock but those of the middle. Does SD2.1 keep all its own norms?"""
     _, model = grown()
     bare = [name for name, m in model.unet.named_modules() if isinstance(m, torch.nn.GroupNorm) and m.weight is None]
     assert bare and all(name.endswith("temporal_conv2.norm") for name in bare)
     assert sorted(bare) == sorted(to for to, _ in model.appearnet.routes if to.endswith(".norm"))
-    assert not any("mid_block" in name for name in bare)                     # the main middle gets nothing
+    assert not any("mid_block" in name for name in bare)                     # the U-Net's middle gets nothing
 
 
-def test_the_injection_table_of_sd21():
-    """Encoder twins, ControlNet's order in the decoder. What does each of the 12 decoder blocks read?"""
+@pytest.fixture(scope="module")
+def full_size():
+    """The U-Net of SD2.1's size, on the meta device, where tensors take no memory."""
     with torch.device("meta"):
-        unet = UNet3D()
-        pairs = dict(routes(unet, "add_encdec_spade"))
-        count = {inject: len(routes(unet, inject)) for inject in INJECTIONS}
-    spaded = {to.removesuffix(".temporal_conv2.norm"): f_a for to, f_a in pairs.items() if to.endswith(".norm")}
-    assert [spaded[f"down_blocks.{i}.resnets.{j}"] for i in range(4) for j in range(2)] == \
-        [f"down_blocks.{i}.resnets.{j}" for i in range(4) for j in range(2)]
-    decoder = [spaded[f"up_blocks.{i}.resnets.{j}"] for i in range(4) for j in range(3)]
+        return UNet3D()
+
+
+def spaded(unet):
+    """{ResBlock of the U-Net: name of the feature that its SPADE reads}"""
+    return {to.removesuffix(".temporal_conv2.norm"): f_a for to, f_a in routes(unet, "add_encdec_spade")
+            if to.endswith(".norm")}
+
+
+def test_each_encoder_block_reads_the_feature_of_its_twin(full_size):
+    """Eight ResBlocks."""
+    resnets = [f"down_blocks.{i}.resnets.{j}" for i in range(4) for j in range(2)]
+    assert [spaded(full_size)[name] for name in resnets] == resnets
+
+
+def test_each_decoder_block_reads_the_feature_of_its_skip(full_size):
+    """ControlNet's order. What does each of the 12 blocks read?"""
+    decoder = [spaded(full_size)[f"up_blocks.{i}.resnets.{j}"] for i in range(4) for j in range(3)]
     down = lambda i: f"down_blocks.{i}.downsamplers.0"
     attention = lambda i, j: f"down_blocks.{i}.attentions.{j}"
     assert decoder == ["down_blocks.3.resnets.1", "down_blocks.3.resnets.0", down(2),
                        attention(2, 1), attention(2, 0), down(1), attention(1, 1), attention(1, 0), down(0),
                        attention(0, 1), attention(0, 0), "conv_in"]          # breaks if the skips are not reversed
+
+
+def test_the_middle_and_the_decoders_attentions_get_features_too(full_size):
+    """Middle to middle; and the last attention reads what the last ResBlock reads."""
+    pairs = dict(routes(full_size, "add_encdec_spade"))
     assert pairs["mid_block"] == "mid_block" and pairs["up_blocks.3.attentions.2"] == "conv_in"
-    # 8 + 12 SPADEs, 6 + 9 added behind attentions, 1 middle | 12 skips, 1 middle | those and 8 + 6 in the encoder
+
+
+def test_how_many_features_each_row_of_table_2_injects(full_size):
+    """12 skips and the middle; 8 + 6 more in the encoder; or 8 + 12 SPADEs, 6 + 9 sums after attentions, the middle."""
+    count = {inject: len(routes(full_size, inject)) for inject in INJECTIONS}
     assert count == {"concat": 0, "add_dec": 13, "add_encdec": 27, "add_encdec_spade": 36}
 
 
-def test_the_full_model_has_one_point_eight_billion_parameters():
-    """865.9 M of SD2.1, 374.5 M temporal, and AppearNet: encoder and middle of both kinds, and its projectors."""
+def test_appearnet_is_encoder_and_middle_of_sd21_with_their_temporal_layers(full_size):
+    """How many numbers of SD2.1 are in it, and how many in temporal layers?"""
     with torch.device("meta"):
-        unet = UNet3D()
-        appearnet = AppearNet(unet)
+        appearnet = AppearNet(full_size)
     own = {name: p.numel() for name, p in appearnet.named_parameters()
            if not name.startswith(("projectors", "zero_conv"))}
     assert sum(size for name, size in own.items() if "temporal" not in name) == 351_662_080
@@ -83,55 +107,61 @@ def test_the_full_model_has_one_point_eight_billion_parameters():
     conv, attention = [320] * 6 + [640] * 5 + [1280] * 13, [320] * 2 + [640] * 2 + [1280] * 3
     assert sum(size for name, size in own.items() if "temporal" in name) == \
         sum(3 * c * c + 3 * c for c in conv) + sum(18 * c * c + 18 * c for c in attention)
-    assert 1.8e9 < sum(p.numel() for part in (unet, appearnet) for p in part.parameters()) < 1.9e9
 
+
+def test_the_full_model_has_one_point_eight_billion_parameters(full_size):
+    """865.9 M of SD2.1, 374.5 M temporal, and AppearNet with its projectors."""
+    with torch.device("meta"):
+        appearnet = AppearNet(full_size)
+    assert 1.8e9 < sum(p.numel() for part in (full_size, appearnet) for p in part.parameters()) < 1.9e9
+
+
+# ---- laws 1 and 2 ----
 
 @torch.no_grad()
 @pytest.mark.parametrize("inject", INJECTIONS)
 def test_law_1_holds_with_every_row_of_table_2(inject):
-    """Freshly grown, on a moving clip, with a condition that has nothing to do with it: is it still the image model?"""
+    """A moving clip, and a condition that has nothing to do with it: is the fresh model still the image model?"""
     flat, model = grown(inject)
     z_t, t, text = moving_clip()
     frames = torch.stack([flat(z_t[:, :, i:i + 1], t, text)[:, :, 0] for i in range(3)], dim=2)
-    assert_close(model(z_t, t, condition(z_t), text), frames, atol=2e-5, rtol=1e-5)   # breaks if gamma is not zeroed
+    assert_close(model(z_t, t, condition(z_t), text), frames, atol=2e-5, rtol=1e-5)  # breaks if gamma starts elsewhere
 
 
-def test_law_2_the_first_backward_reaches_the_last_maps_and_the_third_reaches_everything():
-    """Zeros in a chain wait for each other. After one step, who has moved? After three, who has not?"""
-    torch.manual_seed(0)
-    model = VideoModel(**TINY)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    moved = set()
-    for step in range(3):
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer.zero_grad()
-        z_t, t, text = moving_clip()
-        (model(z_t, t, condition(z_t), text) - 1).pow(2).mean().backward()
-        optimizer.step()
-        moved |= {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-        if step == 0:                                                        # AppearNet itself is still out of reach
-            zero_convs = {f"appearnet.projectors.{to.replace('.', '_')}" for to, _ in model.appearnet.routes
-                          if not to.endswith(".norm")}
-            assert {name.rpartition(".")[0] for name in moved if name.startswith("appearnet.")} == zero_convs
-            temporal = [name for name in moved if name.startswith("unet.") and "temporal" in name]
-            assert all(".conv." in name or "proj_out" in name for name in temporal)
-    assert [name for name, _ in model.named_parameters() if name not in moved] == []  # breaks: projector zeroed as well
-
-
-@pytest.mark.parametrize("inject", INJECTIONS[:3])
-def test_law_2_holds_with_every_row_of_table_2(inject):
-    """The other three rows: after three steps every tensor has moved."""
-    torch.manual_seed(0)
-    model = VideoModel(inject, **TINY)
+def moved_by(model, steps):
+    """The names of the parameters that differ from their start after so many steps of Adam."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(3):
+    for _ in range(steps):
         optimizer.zero_grad()
         z_t, t, text = moving_clip()
         (model(z_t, t, condition(z_t), text) - 1).pow(2).mean().backward()
         optimizer.step()
-    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
+
+def test_one_step_moves_only_the_last_map_of_each_new_branch():
+    """A zero layer passes no gradient on. Which parts of AppearNet, and of the temporal layers, move first?"""
+    torch.manual_seed(0)
+    model = VideoModel(**TINY)
+    moved = moved_by(model, steps=1)
+    zero_convs = {f"appearnet.projectors.{to.replace('.', '_')}" for to, _ in model.appearnet.routes
+                  if not to.endswith(".norm")}
+    assert {name.rpartition(".")[0] for name in moved if name.startswith("appearnet.")} == zero_convs
+    temporal = [name for name in moved if name.startswith("unet.") and "temporal" in name]
+    assert all(".conv." in name or "proj_out" in name for name in temporal)
+
+
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_law_2_three_steps_move_every_tensor(inject):
+    """Zero layers one after another wait for each other. After three steps, which tensor has not moved?"""
+    torch.manual_seed(0)
+    model = VideoModel(inject, **TINY)
+    names = {name for name, _ in model.named_parameters()}
+    assert names - moved_by(model, steps=3) == set()                         # breaks if a projector starts at zero too
+
+
+# ---- AppearNet ----
 
 @torch.no_grad()
 @pytest.mark.parametrize("inject", INJECTIONS)
@@ -139,13 +169,13 @@ def test_once_trained_the_condition_matters_in_every_frame(inject):
     """Another key frame: does every frame change?"""
     model = stir(grown(inject)[1], seed=2)
     z_t, t, text = moving_clip()
-    apart = model(z_t, t, condition(z_t), text) - model(z_t, t, condition(z_t, seed=3), text)
-    assert apart.abs().amax(dim=(1, 3, 4)).min() > 1e-4                      # breaks if a row injects nothing
+    change = model(z_t, t, condition(z_t), text) - model(z_t, t, condition(z_t, seed=3), text)
+    assert change.abs().amax(dim=(1, 3, 4)).min() > 1e-4                     # breaks if a row injects nothing
 
 
 @torch.no_grad()
 def test_appearnet_reads_z_t_and_the_condition_through_a_zero_convolution():
-    """Fig. 2, top: z_t + ZeroConv([z^c ... z^c]). Fresh, AppearNet sees z_t alone; with the identity, the sum."""
+    """Fig. 2, top: z_t + ZeroConv([z^c ... z^c]). Fresh, AppearNet sees only z_t; with the identity, the sum."""
     _, model = grown()
     stir(model.appearnet.projectors)
     z_t, t, text = moving_clip()
@@ -159,7 +189,7 @@ def test_appearnet_reads_z_t_and_the_condition_through_a_zero_convolution():
 
 
 def test_appearnet_starts_as_a_copy_that_shares_nothing():
-    """Sec. 3.2 "inherit": equal to the U-Net's encoder and middle, but trained apart."""
+    """Sec. 3.2 "inherit": equal to the U-Net's encoder and middle, but trained on its own."""
     _, model = grown()
     unet, net = model.unet.state_dict(), model.appearnet.state_dict()
     common = [name for name in net if name in unet and "temporal" not in name]

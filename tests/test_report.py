@@ -1,31 +1,55 @@
-"""Exercises for report.py: a table that survives a stop, and a curve that is where the numbers are."""
+"""Exercises on training/report.py: a table that survives a stop, and a curve that shows its numbers."""
 import csv
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from report import Report, draw_curves
+from training.report import Report, draw_curves
 
 
-def test_a_stopped_run_goes_on_in_its_table(tmp_path):
-    """Rows for steps 50, 100 and 150; the run died and goes on from its checkpoint at 100. Which rows are there?"""
-    first = Report(tmp_path / "video.csv", ["t 0-499"])
+def rows_of(path):
+    """The rows of a table as dicts."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A table with rows for steps 50, 100 and 150, and half of the row for step 200: the disk was full."""
+    report = Report(tmp_path / "video.csv", ["t 0-499"])
     for step in (50, 100, 150):
-        first.add(step, step / 10, 1 / step, **{"t 0-499": 0.5} if step == 100 else {})
+        report.add(step, step / 10, 1 / step, **{"t 0-499": 0.5} if step == 100 else {})
     with open(tmp_path / "video.csv", "a") as file:
-        file.write("20,1")                                                   # of step 200: the disk was full
-    second = Report(tmp_path / "video.csv", ["t 0-499"], start=100)
-    second.add(150, 13.0, 0.25)
-    rows = list(csv.DictReader(open(tmp_path / "video.csv")))
+        file.write("20,1")
+    return tmp_path / "video.csv"
+
+
+def test_a_resumed_run_continues_its_table(stopped):
+    """The run resumes from its checkpoint at step 100 and comes to 150 again. Which rows are in the table?"""
+    Report(stopped, ["t 0-499"], start=100).add(150, 13.0, 0.25)
+    rows = rows_of(stopped)
     assert [row["step"] for row in rows] == ["50", "100", "150"]            # breaks if there is a 20
-    assert float(rows[2]["loss"]) == 0.25
-    assert float(rows[2]["seconds"]) == 13 and rows[1]["t 0-499"] == "0.5" and rows[0]["t 0-499"] == ""
-    Report(tmp_path / "video.csv", [], start=0)                              # a new run: a new table
-    assert (tmp_path / "video.csv").read_text().split() == ["step,seconds,loss"]
+    assert float(rows[2]["loss"]) == 0.25 and float(rows[2]["seconds"]) == 13
+    assert rows[1]["t 0-499"] == "0.5" and rows[0]["t 0-499"] == ""
+
+
+def test_a_new_run_makes_a_new_table(stopped):
+    """No checkpoint, so the run starts at step 0. Is anything of the old table left?"""
+    Report(stopped, [], start=0)
+    assert stopped.read_text().split() == ["step,seconds,loss"]
+
+
+def test_a_table_with_old_column_names_is_continued(tmp_path):
+    """"held out" was once "kept out". Does a run that started then keep its rows, under the new name?"""
+    (tmp_path / "vae.csv").write_text("step,seconds,loss,kept out\n50,1.0,0.5,\n100,2.0,0.25,0.75\n")
+    Report(tmp_path / "vae.csv", ["held out"], start=100).add(150, 3.0, 0.125)
+    rows = rows_of(tmp_path / "vae.csv")
+    assert [row["step"] for row in rows] == ["50", "100", "150"]            # breaks if rows are read by name
+    assert [row["held out"] for row in rows] == ["", "0.75", ""]
 
 
 def test_the_curve_falls_as_the_numbers_do(tmp_path):
-    """A loss that falls tenfold each hundred steps is a straight line, from upper left to lower right."""
+    """A loss that falls tenfold in each hundred steps: is it a straight line, from upper left to lower right?"""
     draw_curves({"loss": [(step, 10 ** (-step / 100)) for step in range(0, 301, 10)]}, tmp_path / "a.png")
     black = np.argwhere(np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 60)       # [points, (y, x)]
     black = black[(black[:, 1] > 100) & (black[:, 1] < 800) & (black[:, 0] < 480)]
@@ -34,8 +58,8 @@ def test_the_curve_falls_as_the_numbers_do(tmp_path):
     assert slope > 0.3 and np.abs(y - slope * x - height).max() < 4          # breaks on a linear scale, or upside down
 
 
-def test_odd_tables_are_drawn_too(tmp_path):
-    """No number yet, one number, numbers that are all alike."""
-    for lines in ({"loss": []}, {"loss": [(50, 0.1)]}, {"loss": [(1, 2.0), (2, 2.0)], "t 0-499": []}):
-        draw_curves(lines, tmp_path / "a.png")
-        assert Image.open(tmp_path / "a.png").size == (900, 540)
+@pytest.mark.parametrize("lines", [{"loss": []}, {"loss": [(50, 0.1)]}, {"loss": [(1, 2.0), (2, 2.0)], "t 0-499": []}])
+def test_odd_tables_are_drawn_too(tmp_path, lines):
+    """No number yet, one number, numbers that are all equal."""
+    draw_curves(lines, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size == (900, 540)

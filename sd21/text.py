@@ -1,17 +1,19 @@
 """Text: the "text input c" of the paper (Eq. 5), read as SD2.1 reads it: CLIP's byte-pair tokens and text transformer.
 
-in    prompts, list[str]
-out   Tokenizer: ids [b, 77];  TextEncoder: ids [b, 77] -> [b, 77, d], one vector a token, d = 1024 for SD2.1
-here  Tokenizer, TextEncoder, learn_merges and save_merges (a short merge list of one's own, as the toy model has)
-ours  The paper is silent on text, so all is SD2.1's. It was trained on open_clip's tokens, and these are followed where
-      other ports differ: html entities are resolved, ids after the end are 0, and a prompt's own `!` stays 256. Not
-      done: open_clip first repairs broken encodings with the package ftfy (curly quotes become straight, full-width
-      letters narrow), so a prompt with such characters gives other ids here.
+in       prompts, list[str]
+out      Tokenizer: ids [b, 77];  TextEncoder: ids [b, 77] -> [b, 77, d], a vector for each token, d = 1024 for SD2.1
+defines  with_fps; Tokenizer; learn_merges and save_merges, for a small vocabulary like the toy model's; TextEncoder
 
-state_dict keys are the tensor names of SD2.1's `text_encoder/` folder, arguments the keys of its config.json.
+An attribute's name is its tensor's name in SD2.1's `text_encoder/` folder; arguments are the keys of its config.json.
+
+our reading
+      - The paper is silent on text, so everything is SD2.1's. SD2.1 was trained on open_clip's tokens, and this file
+        follows open_clip where other ports differ: html entities are resolved, ids after the end are 0, and the
+        prompt's own `!` stays 256. One step is left out: the package ftfy, which repairs broken encodings (curly quotes
+        become straight, full-width letters narrow). A prompt with such characters gives other ids here.
 """
+
 import html
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -21,22 +23,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sd21.files import atomic_write
+
 LENGTH = 77                                         # of every row of ids: start, at most 75, end
 END = "</w>"                                        # marks a symbol that ends a word
 START, STOP = "<start_of_text>", "<end_of_text>"    # vocab.json: <|startoftext|>, <|endoftext|>
 
-# Symbols are strings, so each of the 256 bytes needs a visible character: its own, else one from chr(256) on. This
-# order is the order of the ids.
+# Symbols are strings, so each of the 256 bytes needs a visible character: its own if it has one, otherwise one from
+# chr(256) on. The order of SYMBOL is the order of the ids.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 UNPRINTABLE = [byte for byte in range(256) if byte not in PRINTABLE]
 SYMBOL = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(UNPRINTABLE)}
 BYTE = {symbol: byte for byte, symbol in SYMBOL.items()}
 
 
+def with_fps(caption, fps):
+    """The caption that tells temporal super-resolution its frame rate, as CogVideo does (Hong et al. 2022): "8 fps, a
+    red circle swinging". A pendulum seen twice at the same place has swung there and back, or has hardly moved."""
+    return f"{fps:g} fps, {caption}"
+
+
 # ---- text -> words -> symbols ----
 
 def clean(text):
-    """Entities resolved twice (captions from the web are often escaped twice), single spaces, lower case."""
+    """Resolves entities twice (captions from the web are often escaped twice); single spaces, lower case."""
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
@@ -44,7 +54,7 @@ FIXED = re.compile(f"{START}|{STOP}|'s|'t|'re|'ve|'m|'ll|'d", re.IGNORECASE)
 
 
 def split_words(text):
-    """Cleaned text -> words: FIXED's ones, a run of letters, ONE number, or a run of anything else but spaces."""
+    """Cleaned text -> words: a match of FIXED, a run of letters, ONE digit, or a run of other characters but spaces."""
     def kind(char):                                 # Unicode's L.: é, 猫, even 五; its N.: 7, ½, Ⅷ
         group = unicodedata.category(char)[0]
         return "space" if char.isspace() else group if group in "LN" else "other"
@@ -62,13 +72,13 @@ def split_words(text):
 
 
 def spell(word):
-    """'cat' -> ['c', 'a', 't</w>'], one symbol a byte of its UTF-8."""
+    """'cat' -> ['c', 'a', 't</w>'], one symbol for each byte of its UTF-8."""
     symbols = [SYMBOL[byte] for byte in word.encode("utf-8", "replace")]
     return symbols[:-1] + [symbols[-1] + END]
 
 
 def merge(symbols, pair):
-    """Join every occurrence of the pair, from the left: (a, a) turns a a a into aa a."""
+    """Joins every occurrence of the pair, from the left: (a, a) turns a a a into aa a."""
     merged = []
     for symbol in symbols:
         if merged and (merged[-1], symbol) == pair:
@@ -79,16 +89,16 @@ def merge(symbols, pair):
 
 
 def learn_merges(texts, count):
-    """Byte-pair learning: `count` times, join the pair that is seen most often; of equals, the first by alphabet.
-    Fewer than `count` come back when every word has become one symbol."""
-    seen = Counter(word for text in texts for word in split_words(clean(text)))
-    spelled = {word: spell(word) for word in seen}
+    """Byte-pair learning: joins the most frequent pair, `count` times; ties: the alphabetically first pair. Returns the
+    pairs in order, fewer than `count` if every word has become one symbol."""
+    frequency = Counter(word for text in texts for word in split_words(clean(text)))
+    spelled = {word: spell(word) for word in frequency}
     merges = []
     while len(merges) < count:
         pairs = Counter()
         for word, symbols in spelled.items():
             for pair in zip(symbols, symbols[1:]):
-                pairs[pair] += seen[word]
+                pairs[pair] += frequency[word]
         if not pairs:
             break
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
@@ -97,16 +107,14 @@ def learn_merges(texts, count):
 
 
 def save_merges(merges, path):
-    """Write merges.txt as Tokenizer.load reads it: a header, then a pair a line, in the order of learning."""
-    beside = f"{path}.part"
-    with open(beside, "w", encoding="utf-8", newline="\n") as file:
+    """Writes merges.txt for Tokenizer.load: a header, then one pair a line, in the order of learning. Atomic."""
+    with atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         file.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    os.replace(beside, path)                        # so a reader never meets half a file
 
 
 class Tokenizer:
     """Prompts -> ids. The vocabulary follows from the merges, in this order: 256 bytes, 256 bytes that end a word, one
-    symbol a merge, start, end. SD2.1 has 48,894 merges: start is 49406, end 49407, 0 is a `!` inside a word."""
+    symbol for each merge, start, end. SD2.1 has 48,894 merges: start is 49406, end 49407, and 0 is a `!` in a word."""
 
     def __init__(self, merges):
         self.symbols = [*SYMBOL.values(), *(symbol + END for symbol in SYMBOL.values())]
@@ -127,10 +135,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """path: merges.txt, or the folder that holds it, or that folder's parent."""
+        """path: merges.txt, the folder that holds it, or that folder's parent. Raises FileNotFoundError, ValueError."""
         path = Path(path)
-        places = [path] if path.is_file() else [path / "merges.txt", path / "tokenizer" / "merges.txt"]
-        file = next((place for place in places if place.is_file()), None)
+        files = [path, path / "merges.txt", path / "tokenizer" / "merges.txt"]
+        file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{path}: no merges.txt there, nor in tokenizer/; "
                                     "copy it from the tokenizer/ folder that came with the model")
@@ -139,12 +147,12 @@ class Tokenizer:
             if not header.startswith("#version"):
                 raise ValueError("its first line does not begin with #version")
             return cls(line.split() for line in lines if line.strip())
-        except ValueError as error:                 # undecodable bytes are one too
+        except ValueError as error:                 # includes UnicodeDecodeError
             raise ValueError(f"{file}: not a merges.txt ({error}); "
                              "copy it again from the tokenizer/ folder that came with the model") from None
 
     def bpe(self, word):
-        """Join the pair that was learned first, again and again, until no known pair is left."""
+        """A word's ids: joins the pair that was learned first, again and again, until no known pair is left."""
         if word not in self.cache:
             symbols, never = spell(word), len(self.rank)
             while len(symbols) > 1:
@@ -156,22 +164,22 @@ class Tokenizer:
         return self.cache[word]
 
     def encode(self, text):
-        """One prompt's ids, however many, without start and end."""
+        """The ids of one prompt, of any number, without start and end."""
         return [i for word in split_words(clean(text)) for i in self.bpe(word)]
 
     def decode(self, ids):
-        """Ids (a list or a row of them) -> text, a space after each word. Stops at the end id; start is left out."""
+        """Ids (a list or a row of them) -> text, with a space after each word. Stops at the end id; omits start."""
         text = bytearray()
         for i in map(int, ids):
             if i == self.stop:
                 break
             if i != self.start:
-                symbol = self.symbols[i]
-                text += bytes(BYTE[char] for char in symbol.removesuffix(END)) + b" " * symbol.endswith(END)
+                text += bytes(BYTE[char] for char in self.symbols[i].removesuffix(END))
+                text += b" " if self.symbols[i].endswith(END) else b""
         return text.decode("utf-8", "replace").strip()
 
     def cut(self, text):
-        """What of the prompt does not fit into 75 ids, from the first word that loses any; '' if all fits."""
+        """The end of the prompt that exceeds 75 ids, from the first word that loses any; '' if all fits."""
         rest, used = clean(text), 0
         for word in split_words(rest):
             used += len(self.bpe(word))
@@ -181,19 +189,19 @@ class Tokenizer:
         return ""
 
     def __call__(self, texts):
-        """[b, 77]: start, at most 75 ids, end, zeros."""
-        texts = [texts] if isinstance(texts, str) else list(texts)      # not one row a letter
-        ids = torch.zeros(len(texts), LENGTH, dtype=torch.long)
-        for row, text in zip(ids, texts):
-            found = [self.start, *self.encode(text)[:LENGTH - 2], self.stop]
-            row[:len(found)] = torch.tensor(found)
-        return ids
+        """Prompts, or a single one -> ids [b, 77]: start, at most 75 ids, end, zeros."""
+        texts = [texts] if isinstance(texts, str) else list(texts)      # otherwise a str gives one row for each letter
+        rows = torch.zeros(len(texts), LENGTH, dtype=torch.long)
+        for row, text in zip(rows, texts):
+            ids = [self.start, *self.encode(text)[:LENGTH - 2], self.stop]
+            row[:len(ids)] = torch.tensor(ids)
+        return rows
 
 
 # ---- ids -> vectors ----
 
 class SelfAttention(nn.Module):
-    """Each token attends to itself and to those before it; x [b, l, d]."""
+    """Each token attends to itself and to those before it. x [b, l, d]."""
 
     def __init__(self, d, heads):
         super().__init__()
@@ -207,12 +215,12 @@ class SelfAttention(nn.Module):
         b, l, d = x.shape
         q, k, v = (to(x).view(b, l, self.heads, d // self.heads).transpose(1, 2)        # [b, heads, l, d / heads]
                    for to in (self.q_proj, self.k_proj, self.v_proj))
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)     # a token sees itself and those before it
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(x.transpose(1, 2).reshape(b, l, d))
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers with an exact GELU between, each behind a norm and beside a skip."""
+    """Attention, then two linear layers with an exact GELU between them. Each has a norm before it and a skip."""
 
     def __init__(self, d, d_ff, heads, eps):
         super().__init__()
@@ -223,26 +231,26 @@ class Layer(nn.Module):
 
     def forward(self, x):
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x))))        # the exact GELU
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x))))
 
 
 class TextEncoder(nn.Module):
     """The defaults are SD2.1's config.json: 340,387,840 parameters. 23 layers, since SD2.1 takes the last but one of
-    OpenCLIP-H's 24, through the final norm. Nothing hides the zeros after the end: SD2.1 attends to them as well."""
+    OpenCLIP-H's 24, through the final norm. The zeros after the end are not masked: SD2.1 attends to them too."""
 
     def __init__(self, vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
                  num_attention_heads=16, max_position_embeddings=LENGTH, layer_norm_eps=1e-5):
         super().__init__()
 
-        def table(rows, most):
-            return nn.Embedding.from_pretrained(torch.empty(rows, hidden_size).uniform_(-most, most), freeze=False)
+        def embedding(rows, bound):
+            return nn.Embedding.from_pretrained(torch.empty(rows, hidden_size).uniform_(-bound, bound), freeze=False)
 
-        # CLIP's tokens start within about 0.04. It sees the world's captions; our small model learns from stills, for
-        # which left and right are the same. Words that nothing pulls apart keep the distance they start with: 0.5.
+        # The toy model learns from stills, in which "left" and "right" look alike. Nothing in the data separates such
+        # words, so they stay as far apart as they start: 0.5, not CLIP's 0.04.
         self.text_model = nn.ModuleDict({
             "embeddings": nn.ModuleDict({
-                "token_embedding": table(vocab_size, 0.5),
-                "position_embedding": table(max_position_embeddings, 0.02)}),
+                "token_embedding": embedding(vocab_size, 0.5),
+                "position_embedding": embedding(max_position_embeddings, 0.02)}),
             "encoder": nn.ModuleDict({"layers": nn.ModuleList([
                 Layer(hidden_size, intermediate_size, num_attention_heads, layer_norm_eps)
                 for _ in range(num_hidden_layers)])}),

@@ -1,12 +1,11 @@
 """Spatial super-resolution: Sec. 3.1, "an off-the-shelf spatial super-resolution model", 320 to 1280 pixels.
 
-in    frames [k, 3, H, W] in [-1, 1]
-out   the same, 4 (Lanczos: 2 to 16) times as high and wide
-here  load_upscaler: a name or a file -> a function frames -> frames; SRVGG, the network that ships in upscaler/
-
-ours  The paper names no model. Here it is Real-ESRGAN's small one for videos (Wang et al. 2021), a network of 0.6
-      million parameters that sees one frame at a time; Lanczos, to compare; or any network in a TorchScript file, which
-      takes and gives RGB in [0, 1]. A TorchScript file is a program: load only what you trust.
+in       frames [k, 3, H, W] in [-1, 1]
+out      the same, 4 times (Lanczos: 2 to 16 times) as high and wide
+defines  load_upscaler: a name or a file -> a function frames -> frames; SRVGG, the network that ships here; lanczos
+our reading  The paper names no model. The default is Real-ESRGAN's small one for videos (Wang et al. 2021): 0.6 million
+             parameters, one frame at a time. The others are Lanczos, to compare, and any network in a TorchScript file
+             that takes and returns RGB in [0, 1]. A TorchScript file is a program: load only what you trust.
 """
 
 from pathlib import Path
@@ -19,14 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from files import from_pixels, to_pixels
+from data.media import from_pixels, to_pixels
+from sd21.command import is_out_of_memory
 
-REAL_ESRGAN = Path(__file__).parent / "upscaler" / "realesr-animevideov3-x4.fp16.safetensors"
+REAL_ESRGAN = Path(__file__).parent / "realesr-animevideov3-x4.fp16.safetensors"
 
 
 class SRVGG(nn.Module):
-    """Eighteen 3x3 convolutions at the small size; the last gives the 4 x 4 pixels that each pixel becomes, as what to
-    add to the picture enlarged by repetition. x [k, 3, H, W] in [0, 1] -> [k, 3, 4 H, 4 W]."""
+    """18 convolutions at the small size. The last gives the 4 x 4 pixels that replace each pixel, as a difference from
+    the enlarged picture in which each pixel is repeated. x [k, 3, H, W] in [0, 1] -> [k, 3, 4 H, 4 W]."""
 
     def __init__(self, channels=64, layers=16, scale=4):
         super().__init__()
@@ -48,22 +48,26 @@ def lanczos(frames, scale):
 
 
 def load_upscaler(name="realesrgan", scale=4, device="cpu"):
-    """`name`: "realesrgan", "lanczos" or a TorchScript file. ValueError if it cannot be had, or not at this scale."""
+    """A function frames -> frames. `name`: "realesrgan", "lanczos" or a TorchScript file.
+
+    Raises ValueError if the file cannot be loaded, or if this upscaler does not do this scale. The function raises it
+    if the network does not take such frames or returns others.
+    """
     if not 2 <= scale <= 16:
         raise ValueError(f"upscale {scale}: want 2 to 16")
     if name == "lanczos":
         return lambda frames: lanczos(frames, scale)
     if name == "realesrgan":
         if scale != 4:
-            raise ValueError(f"upscale {scale}: Real-ESRGAN's network does 4; `--upscaler lanczos` 2 to 16")
+            raise ValueError(f"upscale {scale}: Real-ESRGAN's network does 4; `--upscaler lanczos` does 2 to 16")
         network = SRVGG()
         try:
             network.load_state_dict(load_file(REAL_ESRGAN))
         except (SafetensorError, OSError) as e:
-            raise ValueError(f"{REAL_ESRGAN}: cannot be read ({e}); copy the project's anew") from None
+            raise ValueError(f"{REAL_ESRGAN}: cannot be read ({e}); copy the project's file again") from None
+    elif not Path(name).is_file():
+        raise ValueError(f"upscaler {name}: want realesrgan, lanczos or a TorchScript file")
     else:
-        if not Path(name).is_file():
-            raise ValueError(f"upscaler {name}: want realesrgan, lanczos or a TorchScript file")
         try:
             network = torch.jit.load(name, map_location="cpu")
         except RuntimeError:
@@ -75,8 +79,8 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
         try:
             large = network((frames.to(device) + 1) / 2)
             shape = list(large.shape)
-        except (RuntimeError, AttributeError) as e:                          # somebody's network: takes or gives else
-            if "allocate" in str(e):                                         # of memory, the caller knows more
+        except (RuntimeError, AttributeError) as e:     # a file's network may want other inputs, or return no tensor
+            if is_out_of_memory(e):                     # not the network's fault
                 raise
             raise ValueError(f"upscaler {name}: {str(e).strip().splitlines()[-1]}") from None
         if shape != [*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale]:

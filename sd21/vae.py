@@ -1,23 +1,25 @@
-"""The autoencoder: what "latent" means in the paper (z_0 and z^c of Sec. 3.3), SD2.1's AutoencoderKL by hand.
+"""The autoencoder: what "latent" means in the paper (z_0 and z^c of Sec. 3.3). SD2.1's AutoencoderKL.
 
-in    a picture [b, 3, H, W] in [-1, 1]; a video goes through frame by frame, its frames folded into b
-out   the mean and the log variance of its latent, each [b, 4, h, w], h = H / 8 and w = W / 8 for SD2.1
-here  AutoencoderKL: .encode(picture) -> (mean, logvar), .decode(z) -> picture, not clamped, .factor = H / h
-ours  The paper takes the whole model off the shelf and trains nothing in it. The U-Net does not see this file's z but
-      z * 0.18215, which has about unit variance. That scale belongs to the pipeline, which multiplies after encode and
-      divides before decode; nothing here knows of it. Whether z is the mean or a sample is the caller's choice too.
+in       a picture [b, 3, H, W] in [-1, 1]; a video goes through as a batch of frames
+out      mean and log variance of its latent, each [b, 4, h, w]; h = H / 8 and w = W / 8 for SD2.1
+defines  AutoencoderKL: encode(picture) -> (mean, logvar); decode(z) -> picture, not clamped; factor = H / h; scale
 
-Every attribute is named so that its state_dict key is the tensor's name in SD2.1's `vae/` folder, and the arguments of
-AutoencoderKL are the keys of its config.json. The toy model's autoencoder is this same class with smaller numbers.
+An attribute's name is its tensor's name in SD2.1's `vae/` folder; arguments are the keys of its config.json.
+
+our reading
+      - The paper takes this model as it is and trains nothing in it. The U-Net does not see z but z * scale, which has
+        about unit variance: 0.18215 for SD2.1. The caller multiplies after encode and divides before decode, and
+        chooses whether z is the mean or a sample.
 """
+
 import torch.nn.functional as F
 from torch import nn
 
-EPS = 1e-6                                          # of every group norm here; the U-Net's residual blocks have 1e-5
+EPS = 1e-6                                          # of every group norm here; SD's U-Net has 1e-5 in its ResBlocks
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, plus the input. As in the U-Net, only that no time step comes in."""
+    """Group norm, SiLU, 3x3 convolution, twice, and a skip. The U-Net's ResBlock without the diffusion step."""
 
     def __init__(self, c_in, c_out, groups):
         super().__init__()
@@ -34,7 +36,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place of the latent looks at every other: one head as wide as there are channels, biases everywhere."""
+    """Every position of the latent attends to every other, with a single head, and a skip."""
 
     def __init__(self, c, groups):
         super().__init__()
@@ -42,7 +44,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(c, c)
         self.to_k = nn.Linear(c, c)
         self.to_v = nn.Linear(c, c)
-        self.to_out = nn.ModuleList([nn.Linear(c, c)])      # a list of one: the published name is to_out.0
+        self.to_out = nn.ModuleList([nn.Linear(c, c)])      # a list of one: its published name is to_out.0
 
     def forward(self, x):
         b, c, h, w = x.shape
@@ -53,7 +55,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """ResBlock, attention among the pixels, ResBlock, at the lowest resolution."""
+    """ResBlock, attention, ResBlock, at the lowest resolution."""
 
     def __init__(self, c, groups):
         super().__init__()
@@ -65,7 +67,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size. SD's own: the zeros go to the right and the bottom only (the U-Net pads all four sides)."""
+    """Half the height and width. SD pads zeros at the right and the bottom only; its U-Net pads all four sides."""
 
     def __init__(self, c):
         super().__init__()
@@ -76,7 +78,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: every pixel four times, then a convolution smooths the steps."""
+    """Twice the height and width: repeats every pixel four times, then a convolution."""
 
     def __init__(self, c):
         super().__init__()
@@ -86,43 +88,30 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class DownBlock(nn.Module):
-    """The ResBlocks of one level, then half the height and width, but for the last level."""
+class Block(nn.Module):
+    """The ResBlocks of one level, then a change of resolution or none."""
 
-    def __init__(self, c_in, c_out, layers, groups, last):
+    def __init__(self, c_in, c_out, layers, groups, downsample=False, upsample=False):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out)])
+        self.downsamplers = nn.ModuleList([Downsample(c_out)] if downsample else [])
+        self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
 
     def forward(self, x):
-        for layer in [*self.resnets, *self.downsamplers]:
-            x = layer(x)
-        return x
-
-
-class UpBlock(nn.Module):
-    """The ResBlocks of one level, one more than on the way down, then twice the size, but for the last level."""
-
-    def __init__(self, c_in, c_out, layers, groups, last):
-        super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(c_out)])
-
-    def forward(self, x):
-        for layer in [*self.resnets, *self.upsamplers]:
+        for layer in [*self.resnets, *self.downsamplers, *self.upsamplers]:
             x = layer(x)
         return x
 
 
 class Encoder(nn.Module):
-    """Picture -> the latent's mean and log variance, as one tensor of 2 * latent_channels channels."""
+    """Picture -> mean and log variance of its latent, as one tensor of 2 * latent_channels channels."""
 
     def __init__(self, in_channels, latent_channels, widths, layers, groups):
         super().__init__()
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList([
-            DownBlock(widths[max(i - 1, 0)], c, layers, groups, i == last) for i, c in enumerate(widths)])
+            Block(widths[max(i - 1, 0)], c, layers, groups, downsample=i != last) for i, c in enumerate(widths)])
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
@@ -132,11 +121,11 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)                            # [b, 128, 256, 256]  [b, 256, 128, 128]  [b, 512, 64, 64] twice
         x = self.mid_block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))                             # [b, 8, 64, 64]
+        return self.conv_out(F.silu(self.conv_norm_out(x)))     # [b, 8, 64, 64]
 
 
 class Decoder(nn.Module):
-    """Latent -> picture: the encoder mirrored, one residual block more on every level."""
+    """Latent -> picture: the encoder mirrored, with one more ResBlock on every level."""
 
     def __init__(self, out_channels, latent_channels, widths, layers, groups):
         super().__init__()
@@ -145,7 +134,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList([
-            UpBlock(widths[max(i - 1, 0)], c, layers + 1, groups, i == last) for i, c in enumerate(widths)])
+            Block(widths[max(i - 1, 0)], c, layers + 1, groups, upsample=i != last) for i, c in enumerate(widths)])
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
@@ -153,24 +142,28 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))         # [b, 512, 64, 64]
         for block in self.up_blocks:
             x = block(x)                            # [b, 512, 128, 128]  [b, 512, 256, 256]  [b, 256, 512, 512]
-        return self.conv_out(F.silu(self.conv_norm_out(x)))     # the last block: [b, 128, 512, 512], no larger
+        return self.conv_out(F.silu(self.conv_norm_out(x)))     # after the last block: [b, 128, 512, 512]
 
 
 class AutoencoderKL(nn.Module):
-    """The defaults are SD2.1's config.json: 83,653,863 parameters."""
+    """The defaults are SD2.1's config.json: 83,653,863 parameters. The config calls the scale `scaling_factor`."""
 
     def __init__(self, in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(128, 256, 512, 512),
-                 layers_per_block=2, norm_num_groups=32):
+                 layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215):
         super().__init__()
         widths = list(block_out_channels)
         self.factor = 2 ** (len(widths) - 1)        # every block but the last halves the size: 8 for SD2.1
+        self.scale = scaling_factor
         self.encoder = Encoder(in_channels, latent_channels, widths, layers_per_block, norm_num_groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(out_channels, latent_channels, widths, layers_per_block, norm_num_groups)
 
     def encode(self, x):
-        """[b, 3, H, W] -> (mean, logvar), each [b, 4, h, w]; a sample is mean + exp(logvar / 2) * noise."""
+        """[b, 3, H, W] -> (mean, logvar), each [b, 4, h, w]. A sample is mean + exp(logvar / 2) * noise.
+
+        Raises ValueError unless H and W are multiples of `factor`.
+        """
         H, W = x.shape[-2:]
         if H % self.factor or W % self.factor:
             raise ValueError(f"a picture {W} wide and {H} high: both sides must be multiples of {self.factor}")
@@ -178,5 +171,5 @@ class AutoencoderKL(nn.Module):
         return mean, logvar.clamp(-30, 20)          # so that exp() neither overflows nor reaches zero
 
     def decode(self, z):
-        """[b, 4, h, w] -> [b, 3, H, W]; about [-1, 1], not clamped."""
+        """[b, 4, h, w] -> [b, 3, H, W], about in [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z))

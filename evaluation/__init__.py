@@ -1,0 +1,1 @@
+"""Scores of a model: Sec. 4 "Metrics"."""

@@ -1,0 +1,90 @@
+"""What all commands share: one-line errors, checks of option values, exit codes.
+
+defines  ArgumentParser; types for its options: positive_int, natural, ..., device; run, the error boundary
+"""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a wrong option in one line. argparse alone would print the whole usage first."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _number(kind, allowed, wanted):
+    """An argparse type: an int or float for which allowed(number) is true."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan                                    # fails every comparison below
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text}: want {wanted}")
+        return value
+    return parse
+
+
+positive_int = _number(int, lambda x: x >= 1, "a whole number, 1 or more")
+natural = _number(int, lambda x: x >= 0, "a whole number, 0 or more")
+seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
+positive_float = _number(float, lambda x: 0 < x < math.inf, "a finite number more than 0")
+finite_float = _number(float, math.isfinite, "a finite number")
+share = _number(float, lambda x: 0 <= x <= 1, "a share, from 0 to 1")
+fps = _number(float, lambda x: 0 < x <= 1000, "more than 0 and at most 1000 frames a second")
+
+
+def existing_path(text):
+    """An argparse type: the Path of a file or folder that exists."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder or file")
+    return Path(text)
+
+
+def device(text):
+    """An argparse type: the name of a device that PyTorch can compute on."""
+    # Under torchrun, try the GPU of this process: otherwise every process would take memory on GPU 0.
+    one = f"cuda:{os.environ['LOCAL_RANK']}" if text == "cuda" and "LOCAL_RANK" in os.environ else text
+    try:
+        torch.empty(1, device=one).cpu()                        # .cpu() fails on `meta`, which holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"device {text}: {str(error).splitlines()[0]}") from None
+    return text
+
+
+def is_out_of_memory(error):
+    """Whether an exception means that memory ran out. On a CPU, PyTorch raises a plain RuntimeError for that."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("allocate" in str(error) or "overflow" in str(error)))
+
+
+def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
+    """Calls function(*args); returns the exit code of the command `name`: 0, or the int that the function returned.
+
+    ValueError, OSError and a lack of memory become one line on stderr and code 2, Ctrl-C one line and 130. Any other
+    exception is a bug and passes through. stopped: what a stopped command leaves; out_of_memory: what to try.
+    """
+    try:
+        code = function(*args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:                                     # the reader has read enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        message, code = f"stopped; {stopped}", 130
+    except (ValueError, OSError) as error:
+        message, code = error, 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message, code = f"takes more memory than there is; {out_of_memory}".removesuffix("; "), 2
+    print(f"{name}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,64 @@
+"""Files that are never seen half-written. Defines atomic_write, read_json, write_json, write_tensors (safetensors)."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+
+@contextmanager
+def atomic_write(path):
+    """Yields a temporary path to write a file or a folder to, which is renamed to `path` if the block ends well.
+
+    It has the same file name, which chooses a format, in a new folder `.NAME.part` beside `path`. That folder is always
+    removed; after a kill, by the next write. Two processes must not write the same path at the same time.
+    """
+    path = Path(path)
+    folder, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        if path.is_dir():                                       # os.replace cannot replace a folder that has files
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        os.replace(folder / path.name, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not path.exists():                  # stopped between the two renames
+            old.rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_json(path):
+    """The JSON object in a file. Raises ValueError, in one line, if the file is missing or holds anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; is this a model folder?") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: want a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_json(content, path):
+    """Writes a dict as indented JSON, atomically."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors, path, metadata=None):
+    """Writes {name: tensor} and {str: str} as a safetensors file, atomically. Raises OSError, in one line."""
+    try:
+        with atomic_write(path) as part:
+            save_file(tensors, part, metadata=metadata)
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path}: cannot be written ({' '.join(str(error).split())})") from None

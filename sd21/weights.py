@@ -1,0 +1,341 @@
+"""Checkpoints, in and out: Sec. 4.1 "built upon the pre-trained weights of Stable Diffusion 2.1".
+
+    python -m sd21.weights PATH     prints the map: every tensor of a model, its shape, and the class it belongs to
+
+A model is a folder with SD2.1's layout. `video/` and `tsr/` are this project's: the U-Net grown to 3D, with AppearNet.
+
+    unet/  vae/  video/  tsr/           config.json, diffusion_pytorch_model[.fp16].safetensors
+    text_encoder/                       config.json, model[.fp16].safetensors
+    scheduler/scheduler_config.json     tokenizer/merges.txt
+
+Or it is SD2.1's single file, v2-1_512-ema-pruned.safetensors; sd21/names.py turns its tensor names into the folder's.
+
+defines  COMPONENTS; resolve_components: where each Component of a model lies; load, load_schedule, save
+
+Loading is strict: a missing tensor, one too many, a wrong shape or a number that is not finite is a ValueError that
+names the file and the first difference. Tensors are read piece by piece, in the dtype and on the device asked for.
+"""
+
+import inspect
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sd21.files import read_json, write_json, write_tensors
+from sd21.names import NOT_NEEDED, RENAME, RENAME_OLD, family, own_names, rename
+
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "video", "tsr")      # folders of a model folder
+MODELS = tuple(name for name in COMPONENTS if name not in ("tokenizer", "scheduler"))       # those that have weights
+FOLDER_FILES = {"tokenizer": ["merges.txt"], "scheduler": ["scheduler_config.json"]} | dict.fromkeys(MODELS, [
+    f"{stem}{half}.safetensors" for stem in ("diffusion_pytorch_model", "model") for half in ("", ".fp16")])
+
+
+# ------------------------------------------------------------------------------------ where each component lies
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a model, and where it lies. Get one from `component` or `resolve_components`."""
+    name: str                   # one of COMPONENTS
+    place: Path                 # the model folder or single file that it is part of
+    config: Path | None         # its config JSON; None for the tokenizer, and for a single file that has none
+    file: Path | None           # its weights, merges.txt or scheduler_config.json; None if that is missing
+
+    def read(self):
+        """(its config, where that is from). {} for a single file without one: our defaults are SD2.1's sizes."""
+        if self.config:
+            return read_json(self.config), self.config
+        if self.name == "scheduler":            # SD2.1's two single files differ by name only; the 768 one predicts v
+            return {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}, self.place
+        return {}, self.place
+
+    def settings(self, key):
+        """The entry "sampling" or "training" of its config in a model folder; {} if there is none."""
+        return read_json(self.config).get(key, {}) if self.place.is_dir() and self.config.is_file() else {}
+
+
+def component(name, place):
+    """The Component called `name` of a model folder or single file, whether it is there or not.
+
+    A single file's config may lie beside it in the folder `name`; that of a video model right beside it, where `save`
+    writes it. The place of a tokenizer may also be merges.txt, or the folder that holds it.
+    """
+    place = Path(place)
+    folder = place.parent if place.is_file() else place
+    files = [folder / name / file for file in FOLDER_FILES[name]]
+    config = files[0] if name == "scheduler" else folder / name / "config.json"
+    if name == "tokenizer":
+        files, config = [place, place / "merges.txt", *files], None
+    elif place.is_file():
+        files = [place] if name in MODELS else files
+        if name == "video" and not config.is_file():
+            config = folder / "config.json"
+        config = config if config.is_file() else None
+    return Component(name, place, config, next((file for file in files if file.is_file()), None))
+
+
+def find_file(name, folder):
+    """The file that a component of a model folder is read from. Raises ValueError if it is missing."""
+    if file := component(name, folder).file:
+        return file
+    others = " or model.safetensors (or .fp16.safetensors)" if name in MODELS else ""
+    raise ValueError(f"{folder / name}: no {FOLDER_FILES[name][0]}{others}")
+
+
+def resolve_components(model, overlay=None, merges=None):
+    """Where each component of a model lies: {name: Component}. `video` and `tsr` are left out if there is none.
+
+    model: a model folder or single file. overlay: the --out folder of train.py, which may be empty or not exist yet;
+    the components in it replace the model's. Or the file of a video model. merges: the tokenizer's merges.txt, before
+    both. Raises ValueError if there is no model. Nothing checks that a video model was trained with this autoencoder.
+    """
+    model = Path(model)
+    if not model.exists():
+        raise ValueError(f"{model}: no such model folder or file")
+    places = {name: model for name in COMPONENTS if name not in ("video", "tsr") or (model / name).is_dir()}
+    if model.is_file():
+        places["tokenizer"] = model.parent
+    if overlay and Path(overlay).is_file():
+        places["video"] = overlay
+    elif overlay:
+        for name in COMPONENTS:                 # a stopped training may have left a tokenizer without its text encoder
+            if component("text_encoder" if name == "tokenizer" else name, overlay).file:
+                places[name] = overlay
+    if merges:
+        places["tokenizer"] = merges
+    return {name: component(name, place) for name, place in places.items()}
+
+
+def check_overlay(overlay, merges=None):
+    """For --weights: raises ValueError unless `overlay` is a file, or a folder whose components are complete."""
+    overlay = Path(overlay)
+    if not overlay.exists():
+        raise ValueError(f"{overlay}: no such file of a video model, nor a folder that train.py wrote")
+    folders = [name for name in COMPONENTS if (overlay / name).is_dir()]
+    if not folders and overlay.is_dir():
+        raise ValueError(f"{overlay}: has none of the folders {', '.join(COMPONENTS)}; want one that train.py wrote")
+    if ("tokenizer" in folders) != ("text_encoder" in folders) and not merges:
+        raise ValueError(f"{overlay}: has one of tokenizer/ and text_encoder/; they belong together, and train.py "
+                         "writes both")
+    for name in folders:
+        find_file(name, overlay)
+
+
+def describe(components):
+    """One line: "tokenizer, text_encoder, vae, unet, scheduler, tsr from toy; video from mine"."""
+    names = defaultdict(list)
+    for name, part in components.items():
+        names[part.place].append(name)
+    return "; ".join(f"{', '.join(names[place])} from {place}" for place in names)
+
+
+# --------------------------------------------------------------------------------------- where each tensor lies
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: its name in the file, the file, and its first byte there."""
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple
+    start: int
+
+    def thirds(self):
+        """Query, key and value of a fused tensor: its upper, middle and lower rows."""
+        shape = (self.shape[0] // 3, *self.shape[1:])
+        size = math.prod(shape) * DTYPES[self.dtype].itemsize
+        return [replace(self, name=f"{self.name} ({q} of q, k, v)", shape=shape, start=self.start + i * size)
+                for i, q in enumerate("qkv")]
+
+
+def read_header(path):
+    """{name: Stored} of a safetensors file, from its header alone. Raises ValueError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt"):                   # the library checks every offset and size
+            pass
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(size))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]}); "
+                         "copy it again (a .bin or .ckpt is never read, whatever it is called)") from None
+    return {name: Stored(Path(path), name, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+            for name, entry in entries.items() if name != "__metadata__"}
+
+
+def locate(path, names=MODELS):
+    """Where every tensor of a model lies: {component: {name in the folder: Stored}}, for those of `names` it has.
+
+    path: a model folder, or a single file: SD2.1's, a video model's, or a training checkpoint. Of a checkpoint, the
+    averaged weights (`ema`) are taken if there are any. Raises ValueError for a damaged file or an unknown tensor.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folders = [name for name in names if (path / name).is_dir()]
+        if not folders:
+            raise ValueError(f"{path}: holds no folder {' or '.join(names)}; is this a model folder?")
+        tensors = {f"{name}/{tensor}": stored for name in folders
+                   for tensor, stored in read_header(find_file(name, path)).items()}
+    else:
+        tensors = read_header(path)
+        if any(name.startswith("adam.") for name in tensors):   # AdamW's state: a training checkpoint
+            prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
+            tensors = {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+        rules = own_names(tensors) or RENAME
+        tensors = {rename(name, rules): stored for name, stored in tensors.items()}
+    located = defaultdict(dict)
+    for name, stored in tensors.items():
+        if NOT_NEEDED.fullmatch(name) or NOT_NEEDED.fullmatch(stored.name):
+            continue
+        owner, _, tensor = rename(name, RENAME_OLD).partition("/")
+        if owner not in MODELS:
+            raise ValueError(f"{path}: tensor {stored.name} belongs to no part of SD2.1; "
+                             f"the file looks like {family(tensors)}")
+        if "qkv_proj" in tensor and len(stored.shape) and stored.dtype in DTYPES:
+            for q, third in zip("qkv", stored.thirds(), strict=True):
+                located[owner][tensor.replace("qkv", q)] = third
+        else:
+            located[owner][tensor] = stored
+    return located
+
+
+def check(model, tensors, path):
+    """Raises ValueError, naming the first difference, unless `tensors`, {name: Stored}, are exactly the model's."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    looks = f"; the file looks like {family(tensors)}"
+    for names, problem in ((wanted.keys() - tensors.keys(), "is missing"),
+                           (tensors.keys() - wanted.keys(), "belongs to no part of the model")):
+        if names:
+            raise ValueError(f"{path}: tensor {min(names)} {problem} ({len(names)} such){looks}")
+    for name, shape in wanted.items():
+        stored = tensors[name]
+        # The single file stores the linear layers of the autoencoder's attention as 1x1 convolutions.
+        convolution = stored.shape == (*shape, 1, 1) and ".attentions.0.to_" in name
+        if not (stored.shape == shape or convolution) or stored.dtype not in DTYPES:
+            raise ValueError(f"{path}: tensor {stored.name} is {stored.dtype} {list(stored.shape)}, "
+                             f"want a float {list(shape)}{looks}")
+
+
+@torch.no_grad()
+def fill(parameters, tensors, piece=2**24):
+    """Reads `tensors`, {name: Stored}, into {name: parameter}, `piece` bytes at a time. ValueError if not finite."""
+    for name, parameter in parameters.items():
+        stored = tensors[name]
+        dtype = DTYPES[stored.dtype]
+        with open(stored.file, "rb") as file:
+            file.seek(stored.start)
+            for rows in parameter.split(max(1, piece // (dtype.itemsize * parameter[0].numel()))):
+                numbers = torch.empty(rows.shape, dtype=dtype)
+                file.readinto(numbers.view(-1).view(torch.uint8).numpy())
+                numbers = numbers.to(rows.dtype)
+                if not all(extreme.isfinite() for extreme in numbers.aminmax()):
+                    raise ValueError(f"{stored.file}: tensor {stored.name} holds NaN or infinity"
+                                     + (" in float16; try bfloat16" if rows.dtype == torch.float16 else ""))
+                rows.copy_(numbers)
+
+
+# ------------------------------------------------------------------------------------------------- whole models
+
+# Keys of published configs that are no arguments of our classes. FIXED: the values that this code computes with.
+# UNUSED: keys that make no difference here.
+FIXED = {"act_fn": ("silu",), "hidden_act": ("gelu",), "use_linear_projection": (True,), "flip_sin_to_cos": (True,),
+         "downsample_padding": (1,), "mid_block_scale_factor": (1,), "norm_eps": (1e-5,), "out_channels": (4,),
+         "beta_schedule": ("scaled_linear",), "steps_offset": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+         "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",)}
+UNUSED = {"sample_size", "up_block_types", "down_block_types",  # of the autoencoder: all blocks are of one type
+          "architectures", "model_type", "projection_dim", "torch_dtype", "dtype", "transformers_version",
+          "initializer_factor", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+          "sampling", "training", "skip_prk_steps", "clip_sample_range", "timestep_spacing",
+          "upcast_attention", "force_upcast"}                   # PyTorch's attention sums in float32 in any dtype
+
+
+def arguments(model_class, config, where):
+    """The entries of a config that are parameters of model_class.Config, or of the class itself if it has none.
+
+    Raises ValueError, which names `where`, for an entry that asks for something else: another value than in FIXED, or
+    an unknown key whose value is not null, false, 0 or empty.
+    """
+    wanted = inspect.signature(getattr(model_class, "Config", model_class)).parameters
+    for key, value in config.items():
+        if key in wanted or key in UNUSED or key.startswith("_"):
+            continue
+        if value not in FIXED.get(key, (None, False, 0, [], "")):
+            raise ValueError(f"{where}: {key} = {value!r} is not supported")
+    return {key: value for key, value in config.items() if key in wanted}
+
+
+def build(component, model_class, **fixed):
+    """The model of a component's config, which `fixed` overrides, on PyTorch's `meta` device: shapes, but no memory.
+    Raises ValueError if there is no such model."""
+    config, where = component.read()
+    settings = arguments(model_class, config, where) | fixed
+    try:
+        with torch.device("meta"):
+            return model_class(**settings).to(memory_format=torch.channels_last)
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
+        raise ValueError(f"{where}: describes no possible model ({str(error).splitlines()[0]})") from None
+
+
+def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
+    """A component as a model_class, in eval mode: built from its config, which `fixed` overrides, filled from its file.
+    Raises ValueError, in one line, if anything is missing, damaged or of another model."""
+    tensors = locate(component.place, [component.name]).get(component.name)
+    if not tensors:
+        raise ValueError(f"{component.place}: holds no {component.name}; "
+                         f"the file looks like {family(read_header(component.file))}")
+    try:
+        model = build(component, model_class, **fixed)
+    except ValueError as error:
+        raise ValueError(f"{error}; the file looks like {family(tensors)}") from None
+    check(model, tensors, component.file)
+    model = model.to(dtype).to_empty(device=device).eval()
+    fill(model.state_dict(), tensors)
+    if getattr(model, "scale", 1) is None:                      # stage vae writes null until it has measured it
+        raise ValueError(f"{component.config}: the training of this autoencoder was stopped before the scale of its "
+                         "latents was measured; give the command of stage vae again")
+    return model
+
+
+def load_schedule(component, schedule_class):
+    """The noise schedule that scheduler_config.json describes, as a schedule_class."""
+    return schedule_class(**arguments(schedule_class, *component.read()))
+
+
+def check_sizes_match(parts, components):
+    """Raises ValueError if tokenizer, text encoder and the models that read its text have different sizes.
+
+    parts: {name: the loaded component}. A video model works only with the autoencoder it was trained with; nothing in
+    the files can check that.
+    """
+    known, width = parts["text_encoder"].text_model["embeddings"]["token_embedding"].weight.shape
+    if parts["tokenizer"].vocab_size != known:
+        raise ValueError(f"{components['tokenizer'].place}: the tokenizer has {parts['tokenizer'].vocab_size} tokens, "
+                         f"the text encoder {known}; merges.txt is cut short, or another model's")
+    for name in [name for name in ("unet", "video", "tsr") if name in components]:
+        unet = parts[name] if name == "unet" else parts[name].unet
+        if unet.config.cross_attention_dim != width:
+            raise ValueError(f"{components[name].place}: the text encoder's vectors are {width} wide, its {name} reads "
+                             f"{unet.config.cross_attention_dim}; they are of different families")
+
+
+def save(tensors, config, folder, stem="diffusion_pytorch_model"):
+    """Writes a component's folder: config.json, and {name: tensor} in float16. Each file is written atomically."""
+    folder = Path(folder)
+    write_json(config, folder / "config.json")
+    half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(half, folder / f"{stem}.fp16.safetensors")
+
+
+if __name__ == "__main__":
+    from appearnet import is_new                                # only the command knows the classes
+    from microcinema import COMPONENT_CLASSES
+    from sd21.tensor_map import main
+    sys.exit(main(COMPONENT_CLASSES, is_new))

@@ -1,0 +1,1 @@
+"""Training: the loop, its state, several processes, and the stages that the paper does not have (pretrain.py)."""

@@ -1,0 +1,249 @@
+"""The training loop, one for every stage: Sec. 4.1 "Implementation details". The stages are in train.py, pretrain.py.
+
+in    a Stage: a model, its learning rates, its batches and its loss; a Run: steps, batch size, device, ...
+out   trained weights, STAGE.csv and STAGE.png (report.py), sample pictures, and checkpoints to resume from
+defines  Run, Stage, fit; make_train_step; learning_rate_scale; compile_blocks and checkpoint_blocks
+
+our reading
+      - All random numbers of step k follow from the run's seed and k. So a run that was stopped resumes from its last
+        readable checkpoint and ends with the same weights, bit for bit, on a CPU with the same number of threads.
+      - Under torchrun every process draws the whole batch of step k and computes its share. The steps are those of one
+        process, and a checkpoint is the same for any number of processes. DDP keeps the whole model in each process;
+        FSDP2 gives each process a part of every tensor, for models that do not fit on one card.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+
+from sd21.files import atomic_write
+from training.distributed import all_reduce_mean, all_reduce_min, rank, wait_for_all, world_size
+from training.report import Report
+from training.state import TrainState
+
+# Since torch 2.10 Inductor fuses sums over rows with sums over columns and can lose gradients, such as that of a
+# convolution's bias before a time embedding (pytorch issues 190796, 193061). Inductor reads this when first used.
+os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to train a stage. The defaults are the paper's where it has them. Raises ValueError for options that do not
+    go together."""
+    stage: str
+    out: Path
+    steps: int = 64_000             # Sec. 4.2
+    minutes: float | None = None    # ends the run before `steps`
+    batch: int = 16                 # Sec. 4.2
+    accumulate: int = 1             # compute each batch in this many parts
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
+    ema: float = 0.0                # decay of the average of the weights; 0: no average
+    warmup: int = 0                 # steps in which the learning rate rises
+    cooldown: float = 0.0           # share of the run, at its end, in which the learning rate falls to 0
+    save_every: int = 1000          # steps
+    sample_every: int = 500         # steps
+    cuda_graph: bool = False
+    compile: bool = False
+    checkpointing: bool = False     # gradient checkpointing
+    fsdp: bool = False
+
+    def __post_init__(self):
+        if self.fsdp and "RANK" not in os.environ:
+            raise ValueError("--fsdp: start it with torchrun --nproc-per-node N train.py ...")
+        if self.batch % (world_size() * self.accumulate):
+            raise ValueError(f"--batch {self.batch}: want a multiple of {world_size()} processes x "
+                             f"--accumulate {self.accumulate}")
+        if self.cuda_graph and (world_size() * self.accumulate > 1 or self.fsdp or self.device != "cuda"):
+            raise ValueError("--cuda-graph: want one process on a GPU, and neither --accumulate nor --fsdp")
+
+
+@dataclass
+class Stage:
+    """What is trained, on which batches, with which loss."""
+    model: nn.Module                    # float32, on its device
+    groups: list                        # for AdamW: names, parameters and learning rates
+    pick: Callable                      # (step, generator) -> numbers of the clips in the batch of that step
+    load: Callable                      # (numbers, generator) -> tensors of the whole batch, [b, ...] each
+    loss_of: Callable                   # (*tensors of a batch) -> its mean loss
+    names: Callable                     # (numbers) -> names of these clips
+    save: Callable                      # ({name: tensor} of the averaged weights) -> None
+    validate: Callable | None = None    # () -> {name: loss} on held-out clips, with the current weights
+    sample: Callable | None = None      # () -> a picture of what the model makes now
+    units: Callable | None = None       # (network) -> groups of modules that FSDP2 gathers together
+
+
+def fit(stage, run):
+    """Trains for run.steps steps or run.minutes, whichever ends first, and hands the averaged weights to stage.save.
+
+    A run that was stopped resumes. The minutes before the stop count, up to the checkpoint. Raises ValueError, in one
+    line, for a loss or gradient that is not finite, or a full disk.
+    """
+    run.out.mkdir(parents=True, exist_ok=True)
+    for group in stage.groups:
+        count = sum(p.numel() for p in group["params"])
+        print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
+    state = TrainState(stage, run)
+    start, seconds = state.resume()
+    if start:                                                                # the stopped run may have written its
+        state.export()                                                       # checkpoint but not the model folder
+    train_step = make_train_step(stage, state, run, start)
+    validate = stage.validate or dict                                        # dict() is {}: no losses
+    first = validate()
+    if first and not start:
+        print(f"first loss, on held-out clips: {sum(first.values()) / len(first):.4f}")
+    report = Report(run.out / f"{run.stage}.csv", list(first), start) if rank() == 0 else None
+    running = None                                                           # the running mean of the loss
+    first_bad_step = torch.full((), run.steps, device=run.device)            # stays on the GPU: .item() waits for it
+    began, limit = time.monotonic() - seconds, 60 * (run.minutes or math.inf)
+    progress = tqdm(range(start, run.steps if seconds < limit else start), initial=start, total=run.steps,
+                    desc=run.stage, mininterval=2, disable=rank() > 0)
+    for step in progress:
+        spent = all_reduce_mean((time.monotonic() - began) / limit, run.device) if run.minutes else 0
+        left = 1 - max(step / run.steps, spent)                              # share of the run, from 1 to 0
+        loss = train_step(step, learning_rate_scale(step, left, run.warmup, run.cooldown))
+        first_bad_step = torch.where(loss.isfinite(), first_bad_step, first_bad_step.clamp(max=step))
+        last, after = left <= 0 or step + 1 == run.steps, step + 1
+        due = last or after % run.save_every == 0
+        if step % 50 == 0 or due:                                            # 50: often enough to watch the loss
+            mean = all_reduce_mean(loss.item(), run.device)
+            check_finite(int(all_reduce_min(first_bad_step.item(), run.device)), stage, state, run)
+            running = mean if running is None else 0.9 * running + 0.1 * mean
+            progress.set_postfix(loss=f"{running:.4f}")
+            losses = validate() if due else {}
+            if rank() == 0:
+                report.add(after, time.monotonic() - began, mean, **losses)
+        if stage.sample and (last or after % run.sample_every == 0):
+            with state.averaged():
+                picture = stage.sample()
+            if rank() == 0:
+                with atomic_write(run.out / f"{run.stage}-{after:06}.png") as path:
+                    picture.save(path)
+        if due:
+            state.write(after, time.monotonic() - began)
+            if rank() == 0:
+                report.draw()
+                tqdm.write(f"{run.stage} step {after}: loss {running:.4f}")
+        if last:
+            break
+    wait_for_all()
+
+
+def check_finite(first_bad_step, stage, state, run):
+    """ValueError that names the clips of the first step whose loss or gradient is not finite, if there is one."""
+    if first_bad_step < run.steps:
+        clips = ", ".join(stage.names(stage.pick(first_bad_step, generator(first_bad_step, run))))
+        raise ValueError(f"the loss or its gradient is not finite at step {first_bad_step}; the clips of its batch: "
+                         f"{clips}; {state.last_good()}")
+
+
+def learning_rate_scale(step, left, warmup, cooldown):
+    """The factor of the learning rates: rises over the first `warmup` steps, falls to 0 over the last share `cooldown`.
+
+    left: the share of the run that is still to do, from 1 to 0.
+    """
+    rising = (step + 1) / (warmup + 1)
+    falling = max(left, 0) / max(cooldown, 1e-9)                             # cooldown 0: never below 1
+    return min(1, rising, falling)
+
+
+def generator(step, run):
+    """All random numbers of a step. The factor is larger than any number of steps: two seeds share no step."""
+    return torch.Generator(run.device).manual_seed(run.seed * 10_000_000 + step)
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module, so that DistributedDataParallel sees the whole step."""
+
+    def __init__(self, model, loss_of):
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+
+    def forward(self, *tensors):
+        return self.loss_of(*tensors)
+
+
+def make_train_step(stage, state, run, start=0):
+    """Returns train_step(step, scale) -> loss: one step at `scale` times the learning rates. The loss it returns is not
+    finite if a gradient is not.
+
+    Side effect: turns off cuDNN attention for this process. Its gradient is NaN where all scores are near -120 (pytorch
+    issue 196678), and it is no faster in training.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    objective = Objective(stage.model, stage.loss_of)
+    if world_size() > 1 and not run.fsdp:
+        objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+    def batch(step):                                                         # this process's share of it
+        random = generator(step, run)
+        return [x[rank()::world_size()] for x in stage.load(stage.pick(step, random), random)]
+
+    def backward(*tensors):                                                  # in --accumulate parts, one by one
+        total = 0
+        for part in zip(*(x.chunk(run.accumulate) for x in tensors), strict=True):
+            loss = objective(*part) / run.accumulate
+            loss.backward()
+            state.collect_gradients()
+            total = total + loss.detach()
+        return total
+
+    compute = record_cuda_graph(backward, batch(start), state) if run.cuda_graph else backward
+
+    def train_step(step, scale=1.0):
+        loss = compute(*batch(step))
+        norm = state.step(step, scale)
+        return torch.where(norm.isfinite(), loss, norm)                      # reports a gradient that is not finite,
+    return train_step                                                        # even if its loss is
+
+
+# --------------------------------------------------------------------------------------------- trading time and memory
+
+def record_cuda_graph(backward, example, state):
+    """`backward` as one recorded CUDA graph: the kernels of a small model end sooner than they are launched."""
+    static, side = [x.clone() for x in example], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):                                                   # cuDNN and cuBLAS choose their kernels in
+            backward(*static)                                                # the first calls, before the recording
+    torch.cuda.current_stream().wait_stream(side)
+    for p in state.parameters.values():                                      # the recorded backward makes the gradients
+        p.grad = None
+    state.grads_empty = True
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = backward(*static)
+
+    def replay(*batch):
+        for old, new in zip(static, batch, strict=True):
+            old.copy_(new)
+        graph.replay()
+        return loss
+    return replay
+
+
+def compile_blocks(model, blocks):
+    """torch.compile, block by block: blocks of one size share their code, 28 pieces for the toy video model."""
+    torch._dynamo.config.recompile_limit = 64                                # sizes of one class; 8 is the default
+    for part in model.modules():
+        if isinstance(part, blocks):
+            part.compile(dynamic=False)
+
+
+def checkpoint_blocks(model, blocks):
+    """Keeps no activation from inside a block but computes them again in the backward pass: less memory, more time.
+    Nothing in a block is random."""
+    for part in model.modules():
+        if isinstance(part, blocks):
+            part.forward = partial(recompute, part.forward, use_reentrant=False, preserve_rng_state=False)
