@@ -9,9 +9,8 @@ our reading
       - The input is z_t + ZeroConv(condition), as in Fig. 2. The text of Sec. 3.2 names the condition alone.
       - SPADE replaces the norm of the *second temporal layer* of each ResBlock (Fig. 3). "The GroupNorm layers of the
         U-Net" (Sec. 4.2.1) could also mean SD's own norms, but then their learned scale and bias would be lost.
-      - The paper does not define "Projector". Before gamma_a and beta_a it is a 1x1x1 convolution and SiLU with a
-        random start; for the added features it is one zero convolution. A second zero layer in either chain would stop
-        its gradient for ever.
+      - "Projector" is undefined. Before gamma_a and beta_a: a 1x1x1 convolution and SiLU with a random start; for the
+        added features: one zero convolution. A second zero layer in either chain would stop its gradient for ever.
       - The decoder's features go where ControlNet's go (Zhang et al. 2023), see `routes`.
 """
 
@@ -110,8 +109,8 @@ class AppearNet(Encoder):
         for to, f_a in self.routes:
             c_a = self.channels[f_a]
             if to.endswith(".norm"):
-                projector = Spade(c_a, unet.channels[to.removesuffix(".temporal_conv2.norm")],
-                                  self.config.norm_num_groups)
+                c = unet.channels[to.removesuffix(".temporal_conv2.norm")]
+                projector = Spade(c_a, c, self.config.norm_num_groups)
             elif to.endswith(".skip"):                                       # a skip has its feature's channels
                 projector = ZeroConv2d(c_a, c_a, 1)
             else:

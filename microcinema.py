@@ -16,8 +16,7 @@ The stages work on latents: pictures [b, 3, H, W] in [-1, 1] are z [b, 4, H/8, W
 
 our reading
       The key frame is number n // 2, the centre of an odd n. It is generated again with the others, not copied in.
-      Guidance 7.5 and 50 steps are SD2.1's habits, since the paper is silent. A model folder may bring its own
-      settings, in video/config.json.
+      Guidance 7.5 and 50 steps are SD2.1's habits. A model folder may bring other settings, in video/config.json.
 """
 
 import argparse
@@ -100,9 +99,9 @@ def noise(seeds, shape, stage, device="cpu"):
 def as_list(prompts, seeds, pictures=None):
     """Prompts as a list, also a single string. ValueError if prompts, seeds and pictures differ in number."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if len({len(x) for x in (prompts, seeds, pictures) if x is not None}) > 1:
-        rest = "" if pictures is None else f", {len(pictures)} pictures or videos"
-        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds{rest}: want as many of each")
+    counts = {"prompts": prompts, "seeds": seeds} | ({} if pictures is None else {"pictures or videos": pictures})
+    if len({len(x) for x in counts.values()}) > 1:
+        raise ValueError(f"{', '.join(f'{len(x)} {name}' for name, x in counts.items())}: want as many of each")
     return prompts
 
 
@@ -173,8 +172,7 @@ class MicroCinema:
     def interpolate(self, videos, prompts, seeds=(0,), rounds=1, pairs=8, fps=None, **changes):
         """Temporal super-resolution (Sec. 3.1) of pictures: [b, 3, n, H, W] -> [b, 3, 4^rounds (n - 1) + 1, H, W].
 
-        The given frames, `fps` a second (default: the rate of the video model), come back untouched. Each of them is
-        encoded once, each new one is decoded once.
+        The given frames, `fps` a second (default: the rate of the video model), come back untouched.
         """
         z, fps = self.encode_frames(videos), fps or self.sampling.fps
         for k in range(rounds):
@@ -186,8 +184,8 @@ class MicroCinema:
     def interpolate_latents(self, z, prompts, seeds=(0,), pairs=8, fps=None, **changes):
         """One round of temporal super-resolution (Sec. 3.1): z [b, 4, n, h, w] -> [b, 4, 4 (n - 1) + 1, h, w].
 
-        It sets three frames between every two neighbours and keeps the neighbours, so that seams meet. All pairs are
-        independent. `pairs` of them are computed at once, which bounds the memory. `fps`: frames a second of z.
+        It sets three frames between every two neighbours and keeps the neighbours, so that seams meet. `pairs` pairs
+        are computed at once, which bounds the memory. `fps`: frames a second of z.
         """
         if self.tsr is None:
             raise ValueError("the model has no temporal super-resolution: its folder lacks tsr/")
@@ -213,10 +211,8 @@ class MicroCinema:
 
     @staticmethod
     def upscale(frames, upscaler, batch=4):
-        """Enlarges frames [3, H, W] in [-1, 1] of an iterator with any function [k, 3, H, W] -> [k, 3, H', W'].
-
-        The paper's last step (Sec. 3.1), off the shelf: see upscaler/network.py. It holds `batch` frames at a time.
-        """
+        """The last step (Sec. 3.1): enlarges frames [3, H, W] in [-1, 1] of an iterator, `batch` at a time, with any
+        function [k, 3, H, W] -> [k, 3, H', W'], such as those of upscaler/network.py."""
         frames = iter(frames)
         while some := list(itertools.islice(frames, batch)):
             yield from upscaler(torch.stack(some))
@@ -254,8 +250,7 @@ class MicroCinema:
                 yield next(decoded) if k in new_ids else given[:, k // stride].to(z.device)
 
     def settings(self, sampling=None, **changes):
-        """The model's Sampling (or another) with these changes, None for no change. ValueError if the model cannot
-        sample so."""
+        """The model's Sampling (or another) with these changes (None: unchanged). ValueError if it is impossible."""
         s = replace(sampling or self.sampling, **{key: value for key, value in changes.items() if value is not None})
         multiple = self.vae.factor * 2 ** (len(self.unet.down_blocks) - 1)
         if s.size < multiple or s.size % multiple:
@@ -265,12 +260,11 @@ class MicroCinema:
 
     @classmethod
     def load(cls, path="toy", device="cpu", dtype=torch.float32, overlay=None, merges=None):
-        """Reads a model folder or SD2.1's single file (sd21/weights.py) at `path`.
+        """Reads a model folder or SD2.1's single file (sd21/weights.py).
 
-        overlay: what train.py wrote, a folder or a file; what it has replaces the part of `path`. merges: merges.txt,
-        if it is not in the folder, or beside the file. Without trained video weights, the video model and the one for
-        frames between are the image model grown to 3D (`trained` is False then). ValueError or OSError, in one line, if
-        a part is missing or broken.
+        overlay: a folder or file that train.py wrote; its parts replace those of `path`. merges: merges.txt, if it is
+        not with the model. Without trained video weights, video and tsr are the image model grown to 3D (`trained` is
+        False then). ValueError or OSError, in one line, if a part is missing or broken.
         """
         if overlay:
             weights.check_overlay(overlay, merges)
@@ -279,20 +273,18 @@ class MicroCinema:
         def load(name, **fixed):
             return weights.load(components[name], COMPONENT_CLASSES[name], dtype, device, **fixed)
 
-        def settings(name):
-            config, where = components[name].read()
-            return Sampling(**weights.arguments(Sampling, config.get("sampling", {}), where))
-
         parts = {"tokenizer": Tokenizer.load(components["tokenizer"].place), "text_encoder": load("text_encoder"),
                  "vae": load("vae"), "unet": load("unet", temporal=False),
                  "schedule": weights.load_schedule(components["scheduler"], NoiseSchedule)}
         if "video" in components:
-            parts |= {"video": load("video"), "sampling": settings("video")}
+            sampling = weights.read_settings(components["video"], "sampling", Sampling)
+            parts |= {"video": load("video"), "sampling": sampling}
         else:
             model = VideoModel.grow(parts["unet"]).eval()
             parts |= {"video": model, "tsr": model, "trained": False}
         if "tsr" in components:
-            parts |= {"tsr": load("tsr"), "tsr_sampling": settings("tsr")}
+            sampling = weights.read_settings(components["tsr"], "sampling", Sampling)
+            parts |= {"tsr": load("tsr"), "tsr_sampling": sampling}
         weights.check_sizes_match(parts, components)
         return cls(**parts)
 
@@ -311,7 +303,7 @@ def main(argv=None):
     add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     or_between("--image", type=Path, help="a picture to be the key frame; any size, any mode")
     or_between("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures")
-    add("--fps", type=finite_float, help="frames a second: as trained (2, default), 4 times (--between) or 16")
+    add("--fps", type=float, help="frames a second: as trained (2, default), 4 times (--between) or 16")
     add("--pairs", type=positive_int, help="pairs of frames to set others between at once (8); bounds the memory")
     add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), 2-16 (Lanczos)")
     add("--upscaler", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")

@@ -108,9 +108,8 @@ def ddim(model, z_T, timesteps, schedule, shift=0.0, eta=0.0, noise=None):
     """DDIM (Song et al. 2021), Eq. 12: from z_T [b, 4, n, h, w] through `timesteps`; yields each z_t, z_0 last.
 
     `model` maps (z_t, t [b]) to the network's output. At eta = 0 it solves the ODE, and Eq. 3 changes nothing. At
-    eta > 0 each step replaces a part of eps by fresh noise, noise() [b, 4, n, h, w]. With it goes a part of the mean
-    `shift` = lam * z_c. The step is therefore DDPM's own on eps - shift, the noise without its mean, and the whole mean
-    is added back.
+    eta > 0 each step replaces a part of eps, and of its mean `shift` = lam * z_c, by fresh noise() [b, 4, n, h, w]. So
+    the step is DDPM's own on eps - shift, the noise without its mean, and the whole mean is added back.
     """
     z_t = z_T
     for t, ab, ab_next in timesteps:

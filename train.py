@@ -90,18 +90,12 @@ class Recipe:
 def train_video(run, clips, recipe):
     """The image model grown to 3D, with AppearNet and the appearance noise prior, on clips: Eq. 5."""
     unet = prepare.open_component("unet", run, recipe.model)
-    image_config = weights.arguments(UNet3D, *unet.read())
     if recipe.start:
-        start = weights.component("video", recipe.start)
-        config, file = start.read()
-        for key, value in image_config.items():
-            if config.get(key, value) != value:
-                raise ValueError(f"{file}: {key} is {config[key]}, but {value} in the image model of {unet.place}")
-        model = prepare.load(start)
+        model, config = prepare.load_video_for(unet, recipe.start)
     else:
         inject = recipe.inject or INJECTIONS[-1]
         model = VideoModel.grow(prepare.load(unet, temporal=False), inject)
-        config = image_config | {
+        config = weights.arguments(UNet3D, *unet.read()) | {
             "inject": inject, "sampling": weights.component("video", recipe.model).settings("sampling")}
     sampling = config.get("sampling", {}) | {"size": clips.size, "frames": clips.frames, "fps": clips.fps}
     centre = clips.frames // 2                                               # the key frame

@@ -77,10 +77,7 @@ class ZeroConv2d(nn.Conv2d):
 
 class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero, see ZeroConv2d."""
-
-    def reset_parameters(self):
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+    reset_parameters = ZeroConv2d.reset_parameters
 
 
 class TemporalConv(nn.Module):
@@ -223,8 +220,6 @@ class MidBlock(Block):
         h = self.attend(0, self.resnets[0](h, emb, n), text, n)
         return self.resnets[1](h, emb, n)
 
-
-# ----------------------------------------------------------------------------------------------------------- the model
 
 class Encoder(nn.Module):
     """What U-Net and AppearNet share: first convolution, time embedding, encoder and middle (Sec. 3.2).

@@ -55,7 +55,7 @@ def device(text):
     try:
         torch.empty(1, device=one).cpu()                        # .cpu() fails on `meta`, which holds no numbers
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"device {text}: {str(error).splitlines()[0]}") from None
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
     return text
 
 

@@ -8,6 +8,8 @@ import inspect
 import math
 from pathlib import Path
 
+from torch import nn
+
 from sd21.command import ArgumentParser, run
 from sd21.names import family
 from sd21.weights import MODELS, Stored, build, check, component, locate
@@ -21,9 +23,10 @@ def where(model_class):
 
 
 def owners(model):
-    """{tensor name: the class of the innermost module that holds it and is not PyTorch's}."""
+    """{tensor name: the class of the innermost module that holds it and is more than one layer of PyTorch's}."""
+    layers = (nn.Linear, nn.Conv2d, nn.GroupNorm)                # also those that only start at zero or run faster
     classes = {name: type(module) for name, module in model.named_modules()
-               if not type(module).__module__.startswith("torch.")}
+               if not isinstance(module, layers) and not type(module).__module__.startswith("torch.")}
 
     def owner(name):
         while name not in classes:

@@ -272,6 +272,16 @@ def arguments(model_class, config, where):
     return {key: value for key, value in config.items() if key in wanted}
 
 
+def read_settings(component, key, settings_class):
+    """The entry `key` of a component's config as a settings_class, a dataclass. A ValueError names the file."""
+    config, where = component.read()
+    try:
+        return settings_class(**arguments(settings_class, config.get(key, {}), where))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(str(where)) else f"{where}: {message}") from None
+
+
 def build(component, model_class, **fixed):
     """The model of a component's config, which `fixed` overrides, on PyTorch's `meta` device: shapes, but no memory.
     Raises ValueError if there is no such model."""

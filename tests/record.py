@@ -2,7 +2,7 @@
 between machines and thread counts, so record and compare on one machine.
 
     python tests/record.py before.json        the file does not exist: record
-    python tests/record.py before.json        the file exists: compute again and compare, exit code 1 if anything differs
+    python tests/record.py before.json        the file exists: compute again and compare; exit code 1 if they differ
 
 It records hashes of the shipped model's latents (key frame, video, frames between; three prompts, float32), and of each
 training stage ten steps from the shipped folder: the loss of each step, and hashes of weights, average and AdamW state.

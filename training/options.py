@@ -52,7 +52,7 @@ def add_run_options(add):
     """The options of Run."""
     add("--steps", type=positive_int, default=Run.steps, help="optimizer steps (64K, Sec. 4.2)")
     add("--minutes", type=positive_float, help="end after this time, if it comes before --steps")
-    add("--ema", type=share, default=Run.ema, help="decay of the averaged weights, which are saved; 0: the last weights")
+    add("--ema", type=share, default=Run.ema, help="decay of the averaged weights, which are saved; 0: no average")
     add("--warmup", type=natural, default=Run.warmup, help="steps over which the learning rate rises from 0")
     add("--cooldown", type=share, default=Run.cooldown, help="share of the steps, at the end, over which it falls to 0")
     add("--save-every", type=positive_int, default=Run.save_every, help="steps between checkpoints")

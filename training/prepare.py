@@ -24,7 +24,7 @@ from sd21.layers import SpatialTransformer
 from sd21.text import Tokenizer
 from training.distributed import rank, same_on_all_ranks, world_size
 from training.loop import Stage, checkpoint_blocks, compile_blocks, fit
-from unet3d import Block, Downsample, ResnetBlock, TemporalAttention, Upsample
+from unet3d import Block, Downsample, ResnetBlock, TemporalAttention, UNet3D, Upsample
 
 COMPILED = (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)     # block by block
 RECOMPUTED = (ResnetBlock, SpatialTransformer, TemporalAttention)            # in the backward pass, by --checkpointing
@@ -49,6 +49,16 @@ def load(component, run=None, **fixed):
     """The model of a component; with `run`, in the dtype and on the device to compute in."""
     where = {"dtype": torch.bfloat16 if run.bf16 else torch.float32, "device": run.device} if run else {}
     return weights.load(component, COMPONENT_CLASSES[component.name], **where, **fixed)
+
+
+def load_video_for(unet, folder):
+    """(the video model of a folder, its config). ValueError if it comes from a U-Net of another size than `unet`."""
+    component = weights.component("video", folder)
+    config, file = component.read()
+    for key, value in weights.arguments(UNet3D, *unet.read()).items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{file}: {key} is {config[key]}, but {value} in the image model of {unet.place}")
+    return load(component), config
 
 
 def frozen_parts(run, model, merges=None):
