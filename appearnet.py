@@ -56,8 +56,7 @@ def routes(unet, inject):
 
     Encoder: each ResBlock and attention takes the feature of its own twin. Decoder block i takes the feature that
     AppearNet has where the U-Net's encoder has the skip that block i reads. AppearNet's middle output is added where
-    the first decoder ResBlock reads; the U-Net's own middle gets nothing (Fig. 2).
-    """
+    the first decoder ResBlock reads; the U-Net's own middle gets nothing (Fig. 2)."""
     resnets = [name for name in unet.channels if name.startswith("down_blocks") and "resnets" in name]
     attentions = [name for name in unet.channels if name.startswith("down_blocks") and "attentions" in name]
     decoder = list(zip(unet.decoder, reversed(unet.skips), strict=True))
@@ -79,8 +78,7 @@ def routes(unet, inject):
 class Spade(nn.Module):
     """Fig. 3, right to left: f_a -> Projector -> two 1x1x1 convolutions -> gamma_a, beta_a, which start at zero.
 
-    Returns the function that replaces the norm in the U-Net. f_a [(b n), c_a, h, w].
-    """
+    Returns the function that replaces the norm in the U-Net. f_a [(b n), c_a, h, w]."""
 
     def __init__(self, c_a, c, groups):
         super().__init__()
@@ -98,8 +96,7 @@ class Spade(nn.Module):
 class AppearNet(Encoder):
     """A trainable copy of the U-Net's encoder and middle, temporal layers included, and a projector for each route.
 
-    `unet` is the U-Net to inject into. AppearNet keeps only its names and channels.
-    """
+    `unet` is the U-Net to inject into. AppearNet keeps only its names and channels."""
 
     def __init__(self, unet, inject="add_encdec_spade", **config):
         super().__init__(**config)
@@ -143,8 +140,7 @@ class VideoConfig(UNetConfig):
 class VideoModel(nn.Module):
     """f_theta(z_t, t, condition, text) of Eq. 5: the 3D U-Net and what Table 2's row `inject` adds to it.
 
-    condition [b, 4, n, h, w], or [b, 4, 1, h, w] to be repeated n times. The arguments are those of VideoConfig.
-    """
+    condition [b, 4, n, h, w], or [b, 4, 1, h, w] to be repeated n times. The arguments are those of VideoConfig."""
     Config = VideoConfig
 
     def __init__(self, inject="add_encdec_spade", **config):
@@ -175,8 +171,7 @@ class VideoModel(nn.Module):
 
         Every tensor of `image_unet`, a UNet3D without temporal layers, is copied to the U-Net. Those of encoder and
         middle are copied once more to AppearNet. Row "concat" widens conv_in by four channels of zeros. The dtype and
-        device are those of `image_unet`. No weight is in memory twice on the way.
-        """
+        device are those of `image_unet`. No weight is in memory twice on the way."""
         like = image_unet.conv_in.weight
         with torch.device("meta"):                                           # shapes, but no memory
             model = cls(inject, **vars(replace(image_unet.config, temporal=True)))

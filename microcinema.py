@@ -36,7 +36,8 @@ from appearnet import VideoModel
 from data.media import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, NoiseSchedule, appearance_noise, guide
 from sd21 import weights
-from sd21.command import ArgumentParser, device, finite_float, positive_int, run
+from sd21.command import ArgumentParser, device, positive_int, run
+from sd21.options import add_options, option
 from sd21.text import TextEncoder, Tokenizer, with_fps
 from sd21.vae import AutoencoderKL
 from unet3d import UNet3D, fold, unfold
@@ -51,16 +52,16 @@ UNTRAINED = ("no trained video weights (--weights): temporal layers and AppearNe
 @dataclass(frozen=True)
 class Sampling:
     """How to sample. The defaults are the paper's, or SD2.1's where it is silent. ValueError for impossible values."""
-    size: int = 320                 # height and width in pixels (Sec. 4.1)
-    frames: int = 9                 # N (Sec. 4.1)
+    size: int = option(320, "height and width in pixels (320, Sec. 4.1)", int)
+    frames: int = option(9, "N, frames of the video (9, Sec. 4.1); best odd: the key frame is the centre", int)
     fps: float = 2.0                # frames a second that the model was trained for (Sec. 4.1)
-    steps: int = 50
-    guidance: float = 7.5           # 1: the conditional model as it is; more: exaggerates the text
-    lam: float = 0.03               # lambda of Eq. 3; belongs to the trained weights (Fig. 6)
-    gamma: float = 0.02             # extra z_c in the first noise (Sec. 4.2.2, Fig. 6)
-    eta: float = 0.0                # share of fresh noise in each step of DDIM; 0 solves the ODE
-    sampler: str = "ddim"           # or dpm++
-    spacing: str = "trailing"       # of the steps, or leading
+    steps: int = option(50, "denoising steps of each stage (50)", int)
+    guidance: float = option(7.5, "guidance scale w (7.5); 1: the plain conditional model, more: exaggerated text", float)
+    lam: float = option(0.03, "lambda of Eq. 3, z^c in the noise at every step; as trained (0.03, Fig. 6)", float)
+    gamma: float = option(0.02, "gamma of Sec. 4.2.2, extra z^c in the first noise (0.02, Fig. 6)", float)
+    eta: float = option(0.0, "share of fresh noise in each step of DDIM: 0 (default) solves the ODE, 1 is DDPM", float)
+    sampler: str = option("ddim", "the solver (ddim)", choices=tuple(SAMPLERS))
+    spacing: str = option("trailing", "of the steps t: from 999, or SD2.1's from 981", choices=("trailing", "leading"))
 
     def __post_init__(self):
         if self.frames < 1:
@@ -77,8 +78,7 @@ class Sampling:
 def tsr_condition(z_first, z_last, n):
     """The condition of temporal super-resolution (Sec. 3.1): n latents, evenly spaced from z_first to z_last.
 
-    z_first, z_last [b, 4, h, w] -> z_bar [b, 4, n, h, w], z_bar^i = (1 - i / (n - 1)) z_first + i / (n - 1) z_last.
-    """
+    z_first, z_last [b, 4, h, w] -> z_bar [b, 4, n, h, w], z_bar^i = (1 - i / (n - 1)) z_first + i / (n - 1) z_last."""
     share = torch.linspace(0, 1, n, device=z_first.device, dtype=z_first.dtype).view(n, 1, 1)
     return (1 - share) * z_first[:, :, None] + share * z_last[:, :, None]
 
@@ -129,8 +129,7 @@ class MicroCinema:
         """Stage two (Sec. 3.1): videos [b, 3, n, H, W] in [-1, 1] around key frames [b, 3, H, W].
 
         Size is that of the pictures. appearance=False is for comparison: no AppearNet and no noise prior, only the 3D
-        U-Net with the text.
-        """
+        U-Net with the text."""
         return self.decode(self.animate_latents(prompts, key_frames, seeds, appearance, **changes))
 
     @torch.inference_mode()
@@ -172,8 +171,7 @@ class MicroCinema:
     def interpolate(self, videos, prompts, seeds=(0,), rounds=1, pairs=8, fps=None, **changes):
         """Temporal super-resolution (Sec. 3.1) of pictures: [b, 3, n, H, W] -> [b, 3, 4^rounds (n - 1) + 1, H, W].
 
-        The given frames, `fps` a second (default: the rate of the video model), come back untouched.
-        """
+        The given frames, `fps` a second (default: the rate of the video model), come back untouched."""
         z, fps = self.encode_frames(videos), fps or self.sampling.fps
         for k in range(rounds):
             z = self.interpolate_latents(z, prompts, seeds, pairs, 4 ** k * fps, **changes)
@@ -185,8 +183,7 @@ class MicroCinema:
         """One round of temporal super-resolution (Sec. 3.1): z [b, 4, n, h, w] -> [b, 4, 4 (n - 1) + 1, h, w].
 
         It sets three frames between every two neighbours and keeps the neighbours, so that seams meet. `pairs` pairs
-        are computed at once, which bounds the memory. `fps`: frames a second of z.
-        """
+        are computed at once, which bounds the memory. `fps`: frames a second of z."""
         if self.tsr is None:
             raise ValueError("the model has no temporal super-resolution: its folder lacks tsr/")
         if z.shape[2] < 2:
@@ -240,8 +237,7 @@ class MicroCinema:
     def decode_frames(self, z, given=None, stride=1, batch=9):
         """Yields the frames [3, H, W] in [-1, 1] of one clip's latents z [4, n, h, w]. Each is decoded once.
 
-        `given` [3, m, H, W] are pictures for every stride-th frame, which are not decoded.
-        """
+        `given` [3, m, H, W] are pictures for every stride-th frame, which are not decoded."""
         for start in range(0, z.shape[1], batch):
             ids = range(start, min(start + batch, z.shape[1]))
             new_ids = [k for k in ids if given is None or k % stride]
@@ -264,8 +260,7 @@ class MicroCinema:
 
         overlay: a folder or file that train.py wrote; its parts replace those of `path`. merges: merges.txt, if it is
         not with the model. Without trained video weights, video and tsr are the image model grown to 3D (`trained` is
-        False then). ValueError or OSError, in one line, if a part is missing or broken.
-        """
+        False then). ValueError or OSError, in one line, if a part is missing or broken."""
         if overlay:
             weights.check_overlay(overlay, merges)
         components = weights.resolve_components(path, overlay, merges)
@@ -309,15 +304,8 @@ def main(argv=None):
     add("--upscaler", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
     add("--out", type=Path, help=f"the file ({' '.join(filter(None, ENDINGS))}) or folder to write (PROMPT.gif)")
     add("--seed", type=int, default=0, help="of the noise eps_n; the same seed gives the same video")
-    add("--steps", type=int, help="denoising steps of each stage (default: the model's, else 50)")
-    add("--guidance", type=float, help="classifier-free guidance scale w, all stages (default: the model's, or 7.5)")
-    add("--lam", type=float, help="lambda of Eq. 3, z^c in the noise at every step (default: as trained, or 0.03)")
-    add("--gamma", type=float, help="gamma of Sec. 4.2.2, more z^c in the first noise (default: the model's, or 0.02)")
-    add("--eta", type=float, help="eta of DDIM, from 0 (ODE, default) to 1 (as much fresh noise as DDPM)")
-    add("--sampler", choices=SAMPLERS, help="the solver (default: the model's, else ddim)")
-    add("--spacing", choices=("trailing", "leading"), help="of the steps t: from 999 (default), or SD2.1's from 981")
-    add("--frames", type=int, help="N, frames of the video (default 9; best odd: the key frame is the centre)")
-    add("--size", type=int, help="height and width in pixels (default: as trained)")
+    sampling = parser.add_argument_group("sampling", "defaults: the model folder's, else the paper's or SD2.1's")
+    add_options(sampling, Sampling, default=None)
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of weights and arithmetic")
     return run(parser.prog, make_video, parser.parse_args(argv), stopped="nothing was written",

@@ -24,8 +24,7 @@ class NoiseSchedule:
 
     `prediction_type` names the network's output: "epsilon" (Eq. 5) or "v_prediction" (SD2.1's 768-pixel sibling).
     `rescale_betas_zero_snr` shifts and stretches sqrt(alpha_bar) to end at exactly 0 (Lin et al. 2024). Then z_T holds
-    nothing of z_0 and eps alone cannot give z_0 back: ValueError with "epsilon".
-    """
+    nothing of z_0 and eps alone cannot give z_0 back: ValueError with "epsilon"."""
 
     def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000, prediction_type="epsilon",
                  rescale_betas_zero_snr=False):
@@ -53,8 +52,7 @@ class NoiseSchedule:
     def timesteps(self, steps, spacing="trailing"):
         """The steps from noise to picture: [(t, alpha_bar[t], alpha_bar at the next t)], `steps` long.
 
-        Raises ValueError if the table has too few rows for so many steps.
-        """
+        Raises ValueError if the table has too few rows for so many steps."""
         count = len(self.alpha_bar)
         if spacing not in ("trailing", "leading"):
             raise ValueError(f"spacing '{spacing}': want trailing or leading")
@@ -78,8 +76,7 @@ class NoiseSchedule:
 def appearance_noise(eps_n, z_c, lam):
     """Eq. 3: eps^i = lam z_c + eps_n^i. Sampling starts from it with lam + gamma as lam (Sec. 4.2.2).
 
-    eps_n [b, 4, n, h, w] is i.i.d. noise; z_c [b, 4, 1, h, w] spreads over the n frames. No renormalisation.
-    """
+    eps_n [b, 4, n, h, w] is i.i.d. noise; z_c [b, 4, 1, h, w] spreads over the n frames. No renormalisation."""
     return lam * z_c + eps_n
 
 
@@ -92,8 +89,7 @@ def guide(model, scale, text, empty):
     """Classifier-free guidance (Ho & Salimans 2022): makes a model (z_t, t) -> output of a model that also takes text.
 
     The output is uncond + scale * (cond - uncond), both from one batch. Scale 0 ignores `text` [b, l, d]. Scale 1 is
-    the plain conditional model and costs one pass instead of two. `empty` [b, l, d] is the encoded text "".
-    """
+    the plain conditional model and costs one pass instead of two. `empty` [b, l, d] is the encoded text ""."""
     if scale == 1:
         return lambda z_t, t: model(z_t, t, text)
     both = torch.cat([empty, text])
@@ -109,13 +105,13 @@ def ddim(model, z_T, timesteps, schedule, shift=0.0, eta=0.0, noise=None):
 
     `model` maps (z_t, t [b]) to the network's output. At eta = 0 it solves the ODE, and Eq. 3 changes nothing. At
     eta > 0 each step replaces a part of eps, and of its mean `shift` = lam * z_c, by fresh noise() [b, 4, n, h, w]. So
-    the step is DDPM's own on eps - shift, the noise without its mean, and the whole mean is added back.
-    """
+    the step is DDPM's own on eps - shift, the noise without its mean, and the whole mean is added back."""
     z_t = z_T
     for t, ab, ab_next in timesteps:
         z_0, eps = schedule.predict_z0_eps(model(z_t, torch.full((len(z_t),), t, device=z_t.device)), z_t, ab)
         sigma = eta * ((1 - ab_next) / (1 - ab) * (1 - ab / ab_next)) ** 0.5
-        direction = (1 - ab_next - sigma ** 2) ** 0.5 * (eps - shift) + (1 - ab_next) ** 0.5 * shift
+        kept = max(0.0, 1 - ab_next - sigma ** 2) ** 0.5                     # rounding can take it below 0
+        direction = kept * (eps - shift) + (1 - ab_next) ** 0.5 * shift
         z_t = ab_next ** 0.5 * z_0 + direction
         if sigma > 0:
             z_t = z_t + sigma * noise()
@@ -126,8 +122,7 @@ def dpm_solver_pp(model, z_T, timesteps, schedule):
     """DPM-Solver++ (2M) (Lu et al. 2022), Algorithm 2: another solver of the same ODE, better with few steps.
 
     Sec. 3.3 claims that existing ODE samplers need no change: lam does not occur here. Yields as `ddim` does.
-    It extrapolates z_0 along lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), which is not the paper's lambda.
-    """
+    It extrapolates z_0 along lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), which is not the paper's lambda."""
     def log_snr(ab):
         return 0.5 * torch.log(torch.tensor(ab / (1 - ab), dtype=torch.float64)).item()
 

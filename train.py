@@ -30,7 +30,8 @@ from data.media import video_rows
 from microcinema import MicroCinema, Sampling, tsr_condition
 from sampler import add_noise, appearance_noise
 from sd21 import weights
-from sd21.command import existing_path, finite_float
+from sd21.command import existing_path, finite_float, share
+from sd21.options import option
 from training import options, prepare
 from unet3d import UNet3D
 
@@ -41,8 +42,7 @@ def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03, weighting=
     The target is the total noise eps = lam z^c + eps_n of Eq. 3, not eps_n. z_0 and eps_n [b, 4, n, h, w], condition
     (z^c) [b, 4, 1 or n, h, w], text (c) [b, l, d], t [b]. lam = 0 is the plain loss of the image model. `weighting` "v"
     divides by alpha_bar: the error of v (Salimans & Ho 2022, Sec. 4), in which the noisiest steps weigh more. The
-    network computes in the dtype of `text`, all else here is float32.
-    """
+    network computes in the dtype of `text`, all else here is float32."""
     alpha_bar = schedule.alpha_bar_at(t, z_0)
     eps = appearance_noise(eps_n, condition, lam)                            # Eq. 3
     z_t = add_noise(z_0, eps, alpha_bar)                                     # Eq. 4
@@ -63,8 +63,7 @@ def make_batch(z_0, ids, empty_ids, drop_text, steps, random):
     """What `loss` needs of clips z_0 [b, 4, n, h, w] with token ids [b, 77]: (z_0, ids, t, eps_n).
 
     A share `drop_text` of the captions becomes the empty one, for guidance; z^c and the prior stay. t is uniform over
-    `steps` diffusion steps, eps_n is i.i.d. `random` is a torch.Generator.
-    """
+    `steps` diffusion steps, eps_n is i.i.d. `random` is a torch.Generator."""
     options = {"generator": random, "device": z_0.device}
     ids = torch.where(torch.rand(len(z_0), 1, **options) < drop_text, empty_ids, ids)
     t = torch.randint(0, steps, (len(z_0),), **options)
@@ -74,17 +73,23 @@ def make_batch(z_0, ids, empty_ids, drop_text, steps, random):
 # ---------------------------------------------------------------------------------------------------------- the stages
 
 @dataclass(frozen=True)
-class Recipe:
+class BaseRecipe:
+    """The choices of every stage that Eq. 5 trains."""
+    model: Path = option(Path(__file__).parent / "toy", "model folder, or SD2.1's single file, to begin with (toy)",
+                         existing_path)
+    weighting: str = option("epsilon", "Eq. 5 as it is, or v: divided by alpha_bar", choices=("epsilon", "v"))
+    drop_text: float = option(0.1, "share of captions emptied, for classifier-free guidance", share)
+
+
+@dataclass(frozen=True)
+class Recipe(BaseRecipe):
     """The choices of stages video and tsr. The defaults are the paper's."""
-    model: Path
-    start: Path | None = None       # folder whose video (tsr) model to begin with
-    merges: Path | None = None      # the tokenizer's merges.txt
-    inject: str | None = None       # a row of Table 2; None: that of --start, or the last row
-    lam: float = 0.03               # lambda of Eq. 3 (Fig. 6)
-    lr_temporal: float = 2e-5       # Sec. 4.1
-    lr_spatial: float = 2e-6        # Sec. 4.1
-    weighting: str = "epsilon"
-    drop_text: float = 0.1
+    start: Path | None = option(None, "folder whose video (tsr) model to begin with", existing_path)
+    merges: Path | None = option(None, "the tokenizer's merges.txt, if it is not with the model", Path)
+    inject: str | None = option(None, "a row of Table 2 (default: the last, or that of --start)", choices=INJECTIONS)
+    lam: float = option(0.03, "lambda of Eq. 3 (0.03, Fig. 6)", finite_float)
+    lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", finite_float)
+    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", finite_float)
 
 
 def train_video(run, clips, recipe):
@@ -107,8 +112,7 @@ def train_tsr(run, clips, recipe):
     """Temporal super-resolution (Sec. 3.1): the video model, given the first and last of five frames.
 
     It is used from 2 to 8 fps and from 8 to 32. So it is trained on windows at 8 and at 32 fps (4 and 16 times --fps),
-    anywhere in a clip, and the caption begins with the rate (sd21/text.py, with_fps).
-    """
+    anywhere in a clip, and the caption begins with the rate (sd21/text.py, with_fps)."""
     start = weights.component("tsr", recipe.start) if recipe.start else prepare.open_component(
         "video", run, recipe.model)
     config, _ = start.read()
@@ -143,35 +147,22 @@ def train_motion(run, clips, recipe, model, config, schedule_place, condition_of
         return video_rows(cinema.decode(z_0), cinema.decode(z))
 
     prepare.train_on_latents(
-        run, clips, vae, tokenizer, schedule, model, parameter_groups(model, recipe.lr_temporal, recipe.lr_spatial),
-        loss_of, make_batch, recipe.drop_text, lambda tensors: weights.save(tensors, config, run.out / run.stage),
-        sample)
+        run, clips, cinema, model, parameter_groups(model, recipe.lr_temporal, recipe.lr_spatial), loss_of, make_batch,
+        recipe.drop_text, lambda tensors: weights.save(tensors, config, run.out / run.stage), sample)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
 
-STAGES = {"video": train_video, "tsr": train_tsr, "latents": prepare.write_latents}
+STAGES = {"video": (train_video, {}), "tsr": (train_tsr, {"without": ("frames", "inject")}),
+          "latents": (prepare.write_latents, {"only": ("out", "model", "data", "clips", "frames", "fps", "size", "seed",
+                                                       "batch", "device", "bf16")})}
 
 
 def parse(argv=None):
-    """The arguments of a command line."""
-    helps = {name: train.__doc__.splitlines()[0] for name, train in STAGES.items()}
-    parser, stages = options.command_line("train.py", __doc__, helps)
-    for stage in STAGES:
-        add = stages[stage].add_argument
-        options.add_clip_options(add, with_frames=stage != "tsr")
-        if stage == "latents":
-            add("--for", dest="stage_for", choices=("image", "video", "tsr"), required=True, help="the stage to train")
-            continue
-        options.add_run_options(add)
-        options.add_latent_options(add)
-        add("--start", type=existing_path, help="folder whose video (tsr) model to begin with")
-        add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
-        add("--lam", type=finite_float, default=Recipe.lam, help="lambda of Eq. 3 (0.03, Fig. 6)")
-        add("--lr-temporal", type=finite_float, default=Recipe.lr_temporal, help="rate of new tensors (2e-5, Sec. 4.1)")
-        add("--lr-spatial", type=finite_float, default=Recipe.lr_spatial, help="of the image model's (2e-6, Sec. 4.1)")
-        if stage == "video":
-            add("--inject", choices=INJECTIONS, help=f"how AppearNet injects: a row of Table 2 ({INJECTIONS[-1]})")
+    """The arguments."""
+    parser, stages = options.command_line("train.py", __doc__, STAGES, Recipe)
+    stages["latents"].add_argument("--for", dest="stage_for", choices=("image", "video", "tsr"), required=True,
+                                   help="the stage to train")
     args = options.parse(parser, stages, argv)
     if getattr(args, "inject", None) and args.start:
         parser.error("--inject and --start: choose one; a model that is started from keeps its own way to inject")
@@ -180,8 +171,7 @@ def parse(argv=None):
 
 def main(argv=None):
     """Trains one stage; see the top of the file."""
-    args = parse(argv)
-    return options.launch("train.py", STAGES[args.stage], Recipe, args)
+    return options.launch("train.py", parse, STAGES, Recipe, argv)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,7 @@ def fold(z):
     """Clips to a batch of frames for a 2D layer: [b, c, n, h, w] -> [(b n), c, h, w].
 
     Not a reshape: frames have to come before channels first. In channels-last memory, which we use throughout, both
-    orders are the same memory (b, n, h, w, c), so nothing is copied.
-    """
+    orders are the same memory (b, n, h, w, c), so nothing is copied."""
     return z.transpose(1, 2).flatten(0, 1)
 
 
@@ -67,8 +66,7 @@ def unfold(frames, n):
 class ZeroConv2d(nn.Conv2d):
     """A convolution that starts at zero: a branch that ends in it starts as no change, and still learns.
 
-    PyTorch calls reset_parameters when a layer is made. VideoModel.grow calls it on every new layer.
-    """
+    PyTorch calls reset_parameters when a layer is made. VideoModel.grow calls it on every new layer."""
 
     def reset_parameters(self):
         nn.init.zeros_(self.weight)
@@ -84,8 +82,7 @@ class TemporalConv(nn.Module):
     """h + 3x1x1 conv(SiLU(3D group norm(h))): the yellow boxes of Fig. 3. Starts as the identity. h [(b n), c, h, w].
 
     `denormalise`, if AppearNet sends one, replaces the norm (Eq. 1-2). The layer after conv_out has only four
-    channels, too few to normalise: with groups=None it has neither norm nor SiLU.
-    """
+    channels, too few to normalise: with groups=None it has neither norm nor SiLU."""
 
     def __init__(self, channels, groups):
         super().__init__()
@@ -189,8 +186,7 @@ class Block(nn.Module):
     """The layers of one level: ResBlocks, after each a spatial and a temporal attention (if the level has heads), then
     one change of resolution or none. Encoder.encode and UNet3D.forward call them.
 
-    `channels` lists (c_in, c_out) of each ResBlock.
-    """
+    `channels` lists (c_in, c_out) of each ResBlock."""
 
     def __init__(self, channels, heads, config, downsample=False, upsample=False):
         super().__init__()
@@ -225,8 +221,7 @@ class Encoder(nn.Module):
     """What U-Net and AppearNet share: first convolution, time embedding, encoder and middle (Sec. 3.2).
 
     The arguments are those of UNetConfig. `channels` maps the name of each output of `encode` to its channels, in the
-    order of computation. `skips` names the outputs that the decoder reads: 12 at SD2.1's size.
-    """
+    order of computation. `skips` names the outputs that the decoder reads: 12 at SD2.1's size."""
     Config = UNetConfig
 
     def __init__(self, **config):
@@ -256,8 +251,7 @@ class Encoder(nn.Module):
     def encode(self, frames, t, text, n, injections):
         """frames [(b n), 4, h, w] -> (emb [(b n), d], {name: output [(b n), c, h, w]} of every part).
 
-        `injections` holds, by name, what AppearNet sends: see UNet3D.
-        """
+        `injections` holds, by name, what AppearNet sends: see UNet3D."""
         def inject(name, h):
             return h + injections[name] if name in injections else h
 

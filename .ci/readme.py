@@ -1,7 +1,7 @@
 """Runs every command of README.md and docs/*.md, shortened by the command's own flags, so that no command can rot.
 
-The ```sh blocks run top to bottom in one folder, a copy of the repository: one command a line, README.md first. A command
-that appears twice runs once. .ci/run itself runs the first two commands of README.md, as they are written.
+The ```sh blocks run top to bottom in one folder, a copy of the repository: one command a line, README.md first. A
+command that appears twice runs once. .ci/run itself runs the first two commands of README.md, as they are written.
 """
 import re
 import subprocess

@@ -2,15 +2,9 @@
 
     python -m data.filter my_clips                                       measure every clip, draw a histogram
     python -m data.filter my_clips --motion 0.001 0.5 --out kept.jsonl   filter; then train.py video --data kept.jsonl
-    python -m data.filter my_clips --clip clip.pt --merges merges.txt --score 0.2     filter by text-image score, too
 
-in       a folder of clips (data/folder.py)
-out      a metadata file of the clips that pass, and a .png beside it, from which to choose the thresholds
-defines  change, motion, ClipScore, draw_histogram, filter_clips
 our reading  The paper gives neither measures nor thresholds. Motion is the mean absolute difference between adjacent
-             frames at the rate of training, from 0 to 1; that separates stills and hard cuts from motion, without
-             optical flow. The score is the cosine between CLIP's embeddings of the caption and of the centre frame.
-             A TorchScript file is a program: load only what you trust.
+             frames at the rate of training, from 0 to 1. It tells stills and hard cuts from motion.
 """
 
 import json
@@ -20,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data.folder import FolderSet, read_clip
@@ -43,46 +37,36 @@ def motion(clip, fps, size=64):
 
 
 class ClipScore:
-    """The text-image score by a CLIP in a TorchScript file with methods encode_image and encode_text, as OpenAI
-    publishes it. They take normalised pictures [b, 3, 224, 224] and ids [b, 77]."""
-
+    """The cosine between CLIP's embeddings of a frame, uint8 [224, 224, 3], and of its caption. CLIP is a TorchScript
+    file as OpenAI publishes it: encode_image takes normalised pictures [b, 3, 224, 224], encode_text takes ids [b, 77].
+    Such a file is a program: load only what you trust."""
     def __init__(self, file, merges, device="cpu"):
         self.tokenizer, self.device = Tokenizer.load(merges), device
         try:
             self.network = torch.jit.load(str(file), map_location=device).float().eval()
-            self.embed(torch.zeros(1, 3, 224, 224), "")             # fail here rather than after the first hour
+            self(np.zeros((224, 224, 3), np.uint8), "")             # fail here rather than after the first hour
         except (RuntimeError, ValueError, AttributeError) as error:
             raise ValueError(f"{file}: not a CLIP as TorchScript ({str(error).strip().splitlines()[-1]})") from None
 
-    def embed(self, picture, caption):
-        """The embeddings of a normalised picture [1, 3, 224, 224] and of its caption: each [1, d]."""
-        text = self.network.encode_text(self.tokenizer([caption]).to(self.device))
-        return self.network.encode_image(picture.to(self.device)).float(), text.float()
-
     @torch.inference_mode()
-    def __call__(self, clip):
-        frame = read_clip(clip.path, np.array([clip.seconds / 2]), 224, clip.fps)[0]
-        frame = torch.tensor(frame).permute(2, 0, 1) / 255
-        mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, DEVIATION))
-        return torch.cosine_similarity(*self.embed(((frame - mean) / deviation)[None], clip.caption)).item()
+    def __call__(self, frame, caption):
+        picture = (torch.tensor(frame) / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
+        text = self.network.encode_text(self.tokenizer([caption]).to(self.device)).float()
+        image = self.network.encode_image(picture.permute(2, 0, 1)[None].to(self.device)).float()
+        return torch.cosine_similarity(image, text).item()
 
 
 def draw_histogram(values, low, high, title, width=640, height=260, bars=40):
     """A picture of how often each value occurs. Bars outside [low, high] are grey."""
-    picture, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(size=14)
-    draw = ImageDraw.Draw(picture)
-    counts, edges = np.histogram(values, bars)
-    left, bottom, step = 40, height - 40, (width - 80) / bars       # a margin of 40 pixels all around
+    picture, (counts, edges) = Image.new("RGB", (width, height), "white"), np.histogram(values, bars)
+    draw, bottom, places = ImageDraw.Draw(picture), height - 40, np.linspace(40, width - 40, bars + 1)
     for k, count in enumerate(counts):
-        middle = (edges[k] + edges[k + 1]) / 2
-        top = bottom - (bottom - 40) * count / counts.max()
-        colour = "#2a6fc0" if low <= middle <= high else "#bbbbbb"
-        draw.rectangle([left + k * step, top, left + (k + 1) * step - 2, bottom], colour)
-    for place in (0, 0.25, 0.5, 0.75, 1):
-        value = edges[0] + place * (edges[-1] - edges[0])
-        draw.text((left + place * (width - 80), bottom + 8), f"{value:.3g}", "#606060", font, anchor="ma")
-    passed = sum(low <= value <= high for value in values)
-    draw.text((left, 10), f"{title}: {passed} of {len(values)} clips kept", "#202020", font)
+        colour = "#2a6fc0" if low <= edges[k:k + 2].mean() <= high else "#bbbbbb"
+        draw.rectangle([places[k], bottom - (bottom - 40) * count / counts.max(), places[k + 1] - 2, bottom], colour)
+    for k in range(0, bars + 1, bars // 4):
+        draw.text((places[k], bottom + 8), f"{edges[k]:.3g}", "#606060", anchor="ma", font_size=14)
+    kept = sum(low <= value <= high for value in values)
+    draw.text((40, 10), f"{title}: {kept} of {len(values)} clips kept", "#202020", font_size=14)
     return picture
 
 
@@ -100,24 +84,23 @@ def filter_clips(args):
     print(dataset.summary())
     if not score:
         print("no --clip: only motion is measured and filtered, not whether captions fit")
-    clips, rows, motions, scores = dataset.clips + dataset.spared, [], [], []
+    clips, measured, rows = dataset.clips + dataset.spared, [], []
     for clip in tqdm(clips, desc="measuring", mininterval=2):
         try:
-            moved, fits = motion(clip, args.fps), score(clip) if score else 1.0
+            moved, middle = motion(clip, args.fps), np.array([clip.seconds / 2])
+            fits = score(read_clip(clip.path, middle, 224, clip.fps)[0], clip.caption) if score else 1.0
+            measured.append((moved, fits))
         except (ValueError, OSError) as error:
             tqdm.write(f"left out {clip.path.name}: {error}")
             continue
-        motions.append(moved)
-        scores.append(fits)
         if args.motion[0] <= moved <= args.motion[1] and fits >= args.score:
             row = {"file_name": os.path.relpath(clip.path, out.parent), "text": clip.caption, "motion": round(moved, 5)}
-            if clip.path.is_dir():
-                row["fps"] = clip.fps
-            if score:
-                row["score"] = round(fits, 4)
+            row |= {"fps": clip.fps} if clip.path.is_dir() else {}
+            row |= {"score": round(fits, 4)} if score else {}
             rows.append(row)
-    if not motions:
+    if not measured:
         raise ValueError(f"{args.folder}: none of its clips can be measured")
+    motions, scores = zip(*measured)
     pictures = [draw_histogram(motions, *args.motion, "motion")]
     if score:
         pictures.append(draw_histogram(scores, args.score, 1.0, "text-image score"))
@@ -130,12 +113,10 @@ def filter_clips(args):
 
 def main(argv=None):
     """The command line; see the top of the file. Returns the exit code."""
-    parser = ArgumentParser("python -m data.filter", description="Leave out clips that move too much or too little, "
-                            "or whose caption does not fit.")
+    parser = ArgumentParser("python -m data.filter", description="Leave out clips by their motion and captions.")
     add = parser.add_argument
     add("folder", type=Path, help="folder of clips with captions (data/folder.py)")
-    add("--motion", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="the motion of clips to keep: mean absolute difference between adjacent frames, 0 to 1")
+    add("--motion", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="motion to keep, 0 to 1")
     add("--score", type=float, default=-1.0, metavar="LOW", help="lowest text-image score to keep; needs --clip")
     add("--clip", type=Path, help="a CLIP as TorchScript, for the text-image score; without it only motion is filtered")
     add("--merges", type=Path, help="CLIP's merges.txt; needs --clip")

@@ -2,13 +2,11 @@
 
 in       a dataset of clips (ToySet, FolderSet)
 out      Latents: z_0 and captions, in memory, or in a folder as latents.json and safetensors shards, float16
-defines  Latents, loader, encode, write, read
-our reading  z_0 is the mean of the posterior times the scale factor. A shard is mapped into memory, not read: a million
-             clips of the paper's size take 115 GB, of which a batch needs one or two megabytes.
+our reading  z_0 is the mean of the posterior times the scale. A shard is mapped into memory, not read: a million clips
+             of the paper's size take 115 GB, of which a batch needs one or two megabytes.
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -25,19 +23,17 @@ SETS = ("train", "kept-out")                    # as they are named in files; "k
 
 class Latents:
     """z_0 [4, n, h, w], caption and name of each clip. `z` is a list of shards [k, 4, n, h, w]; in memory, just one."""
-
     def __init__(self, z, captions, names):
         self.z, self.captions, self.names = z, captions, names
-        self.places = [(shard, row) for shard, clips in enumerate(z) for row in range(len(clips))]
 
     def __len__(self):
-        return len(self.places)
+        return len(self.names)
 
     def rows(self, indices, device):
         """z_0 of the clips with these indices, a tensor [b]: [b, 4, n, h, w], float32, on the device."""
         if len(self.z) == 1 and self.z[0].device.type == torch.device(device).type:
             return self.z[0][indices].float()
-        places = [self.places[i] for i in indices.tolist()]
+        places = [divmod(i, len(self.z[0])) for i in indices.tolist()]       # all shards but the last are equally long
         return torch.stack([self.z[shard][row] for shard, row in places]).to(device).float()
 
 
@@ -62,52 +58,44 @@ def _encode(encode_video, clips, indices, batch, device, quiet=False):
 
 def encode(encode_video, clips, batch, device, rank=0, world=1):
     """All clips as Latents in memory on the device. Under torchrun each process encodes its share and gets the others'.
-
-    encode_video: frames [b, 3, n, H, W], float32 in [-1, 1] -> z_0 [b, 4, n, h, w].
-    """
-    per_rank = math.ceil(len(clips) / world)                        # ranks without a last clip encode a first one again
-    share = _encode(encode_video, clips, [(rank + world * row) % len(clips) for row in range(per_rank)], batch, device,
-                    quiet=rank > 0)
+    encode_video: frames [b, 3, n, H, W], float32 in [-1, 1] -> z_0 [b, 4, n, h, w]."""
+    # A rank without a last clip encodes a first one again.
+    indices = [(start + rank) % len(clips) for start in range(0, len(clips), world)]
+    z, captions, names = _encode(encode_video, clips, indices, batch, device, quiet=rank > 0)
     if world == 1:
-        return Latents([share[0]], *share[1:])
+        return Latents([z], captions, names)
     shares = [None] * world
-    distributed.all_gather_object(shares, (share[0].cpu(), *share[1:]))
-    order = [divmod(k, world) for k in range(len(clips))]           # order[k] = (row, rank) that holds clip k
-    z, captions, names = ([shares[rank][part][row] for row, rank in order] for part in range(3))
+    distributed.all_gather_object(shares, (z.cpu(), captions, names))
+    z, captions, names = ([shares[k % world][part][k // world] for k in range(len(clips))] for part in range(3))
     return Latents([torch.stack(z).to(device)], captions, names)
 
 
 def write(encode_video, sets, out, batch, device, cache_key, shard=1000):
-    """Encodes two sets of clips, training and held-out, into the folder `out`, `shard` clips a file.
-
-    cache_key: the settings that cached latents must match, a dict for latents.json. encode_video: as in `encode`. If
-    the command was stopped, the same call continues after the last complete file. Raises ValueError if the folder
-    holds anything else.
-    """
+    """Encodes [training, held-out] clips into the folder `out`, `shard` clips a file. A second call continues after the
+    last complete file. cache_key: a dict, the settings that must match. ValueError if the folder holds other files."""
     out.mkdir(parents=True, exist_ok=True)
     content = cache_key | {"clips": {name: len(clips) for name, clips in zip(SETS, sets, strict=True)}, "shard": shard}
     index = out / "latents.json"
-    is_empty = all(path.name.startswith(".") for path in out.iterdir())      # a killed run leaves hidden files
-    if not is_empty and not (index.is_file() and read_json(index) == content):
+    files = [path for path in out.iterdir() if not path.name.startswith(".")]       # a killed run leaves hidden files
+    if files and not (index in files and read_json(index) == content):
         raise ValueError(f"{out}: is not empty, and its files are not from this command; name a new folder")
     write_json(content, index)
-    for name, clips in zip(SETS, sets, strict=True):
+    for name, clips in zip(SETS, sets):
         for number, first in enumerate(range(0, len(clips), shard)):
             file = out / f"{name}-{number:05}.safetensors"
             if not file.exists():
-                indices = range(first, min(first + shard, len(clips)))
+                indices = range(len(clips))[first:first + shard]
                 z, captions, names = _encode(encode_video, clips, indices, batch, device)
                 write_tensors({"z_0": z.cpu()}, file, {"captions": json.dumps(captions), "names": json.dumps(names)})
 
 
 def read(folder, cache_key):
     """[training, held-out]: the Latents in a folder that `write` made. ValueError unless they match cache_key."""
-    folder = Path(folder)
+    folder, sets = Path(folder), []
     content = read_json(folder / "latents.json")
     for key, value in cache_key.items():
         if content.get(key) != value:
             raise ValueError(f"{folder}: {key} is {content.get(key)}, want {value}; make new latents for this stage")
-    sets = []
     for name in SETS:
         z, captions, names = [], [], []
         for file in sorted(folder.glob(f"{name}-*.safetensors")):

@@ -1,12 +1,10 @@
-"""What all commands share: one-line errors, checks of option values, exit codes.
-
-defines  ArgumentParser; types for its options: positive_int, natural, ..., device; run, the error boundary
-"""
+"""What all commands share: one-line errors, checks of option values (argparse types), exit codes."""
 
 import argparse
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,38 +12,28 @@ import torch
 
 class ArgumentParser(argparse.ArgumentParser):
     """Reports a wrong option in one line. argparse alone would print the whole usage first."""
-
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _number(kind, allowed, wanted):
-    """An argparse type: an int or float for which allowed(number) is true."""
+def _checked(kind, allowed, problem):
+    """An argparse type: kind(text), if that is a value for which allowed(value) is true."""
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan                                    # fails every comparison below
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"{text}: want {wanted}")
-        return value
+        with suppress(ValueError):                              # of kind, if the text is no number
+            if allowed(kind(text)):
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text}: {problem}")
     return parse
 
 
-positive_int = _number(int, lambda x: x >= 1, "a whole number, 1 or more")
-natural = _number(int, lambda x: x >= 0, "a whole number, 0 or more")
-seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
-positive_float = _number(float, lambda x: 0 < x < math.inf, "a finite number more than 0")
-finite_float = _number(float, math.isfinite, "a finite number")
-share = _number(float, lambda x: 0 <= x <= 1, "a share, from 0 to 1")
-fps = _number(float, lambda x: 0 < x <= 1000, "more than 0 and at most 1000 frames a second")
-
-
-def existing_path(text):
-    """An argparse type: the Path of a file or folder that exists."""
-    if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"{text}: there is no such folder or file")
-    return Path(text)
+positive_int = _checked(int, lambda x: x >= 1, "want a whole number, 1 or more")
+natural = _checked(int, lambda x: x >= 0, "want a whole number, 0 or more")
+seed = _checked(int, lambda x: 0 <= x < 2**32, "want a whole number from 0 to 4294967295")
+positive_float = _checked(float, lambda x: 0 < x < math.inf, "want a finite number more than 0")
+finite_float = _checked(float, math.isfinite, "want a finite number")
+share = _checked(float, lambda x: 0 <= x <= 1, "want a share, from 0 to 1")
+fps = _checked(float, lambda x: 0 < x <= 1000, "want more than 0 and at most 1000 frames a second")
+existing_path = _checked(Path, Path.exists, "there is no such folder or file")
 
 
 def device(text):
@@ -67,10 +55,8 @@ def is_out_of_memory(error):
 
 def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
     """Calls function(*args); returns the exit code of the command `name`: 0, or the int that the function returned.
-
     ValueError, OSError and a lack of memory become one line on stderr and code 2, Ctrl-C one line and 130. Any other
-    exception is a bug and passes through. stopped: what a stopped command leaves; out_of_memory: what to try.
-    """
+    exception is a bug and passes through. stopped: what a stopped command leaves; out_of_memory: what to try."""
     try:
         code = function(*args) or 0
         sys.stdout.flush()

@@ -13,23 +13,22 @@ from safetensors.torch import save_file
 @contextmanager
 def atomic_write(path):
     """Yields a temporary path to write a file or a folder to, which is renamed to `path` if the block ends well.
-
     It has the same file name, which chooses a format, in a new folder `.NAME.part` beside `path`. That folder is always
-    removed; after a kill, by the next write. Two processes must not write the same path at the same time.
-    """
+    removed; after a kill, by the next write. Two processes must not write the same path at the same time."""
     path = Path(path)
-    folder, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    folder = path.with_name(f".{path.name}.part")
+    new, old = folder / path.name, folder / f"{path.name}.old"
+    if old.exists() and not path.exists():                      # a run was killed between the two renames below
+        old.rename(path)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
-        yield folder / path.name
+        yield new
         if path.is_dir():                                       # os.replace cannot replace a folder that has files
-            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-        os.replace(folder / path.name, path)
-        shutil.rmtree(old, ignore_errors=True)
+        os.replace(new, path)
     finally:
-        if old.exists() and not path.exists():                  # stopped between the two renames
+        if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,10 +1,5 @@
-"""The same numbers, faster. Each function stands behind the signature of its plain form, which its docstring gives.
-
-defines  group_norm, attention, frame_attention, computed_once, geglu
-
-Nothing here is needed to understand the paper. tests/test_kernels.py compares values and gradients with the plain
-forms; docs/speed.md has the measurements.
-"""
+"""The same numbers, faster. Each function has the signature of its plain form, which its docstring gives. Nothing here
+is needed to understand the paper. tests/test_kernels.py compares values and gradients; docs/speed.md has timings."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
-    """F.group_norm of x [b, c, ...]: weight * (x - mean) / sqrt(variance + eps) + bias.
-
-    Mean and variance are taken over the channels of a group and all places. weight and bias are [c] or None.
-    torch.compile turns F.group_norm into a kernel that reads channels-last memory group by group. The version below is
-    faster when compiled and a dozen small kernels when not, so it is used only while compiling.
-    """
+    """F.group_norm of x [b, c, ...]: weight * (x - mean) / sqrt(variance + eps) + bias, weight and bias [c] or None.
+    torch.compile turns it into a kernel that reads channels-last memory group by group. The version below is faster
+    when compiled and a dozen small kernels when not, so it is used only while compiling."""
     norm = channels_last_group_norm if torch.compiler.is_compiling() else F.group_norm
     return norm(x, groups, weight, bias, eps)
 
@@ -44,10 +36,8 @@ def split_heads(x, heads):
 
 def attention(q, k, v, heads):
     """softmax(q k^T / sqrt(c / heads)) v for each head: q [b, i, c], k and v [b, l, c] -> [b, i, c].
-
     The n frames of a clip share one text, so q may have n times as many rows as k and v. Their queries are joined into
-    one long row instead of repeating the keys, whose gradient torch.compile once returned as NaN.
-    """
+    one long row instead of repeating the keys, whose gradient torch.compile once returned as NaN."""
     rows = q.unflatten(0, (len(k), -1)).flatten(1, 2)                        # [b of k, (n i), c]
     h = F.scaled_dot_product_attention(*(split_heads(x, heads) for x in (rows, k, v)))
     return h.transpose(1, 2).reshape(q.shape)
@@ -55,10 +45,8 @@ def attention(q, k, v, heads):
 
 def frame_attention(q, k, v, heads):
     """`attention` along the frames of each pixel: q, k and v [b, (h w), n, c] -> [b, (h w), n, c].
-
     Attention kernels work on tiles of 64 tokens and are slow on thousands of 9-frame sequences. So p pixels share a
-    row, and a mask stops them from attending to each other.
-    """
+    row, and a mask stops them from attending to each other."""
     _, pixels, n, _ = q.shape
     p = max(p for p in range(1, max(1, 64 // n) + 1) if pixels % p == 0)     # of h w alone: no clip changes another
     pixel = torch.arange(p * n, device=q.device) // n
@@ -71,17 +59,12 @@ def frame_attention(q, k, v, heads):
 
 
 def computed_once(table):
-    """The table [n, c] itself, as a product with the identity.
-
-    torch.compile would otherwise recompute each number of the table wherever it is read: for every pixel.
-    """
+    """The table [n, c] itself, times the identity. torch.compile would otherwise recompute it for every pixel."""
     return torch.eye(len(table), dtype=table.dtype, device=table.device) @ table
 
 
 def geglu(x, weight, bias):
-    """value * GELU(gate), where value and gate are the halves of F.linear(x, weight, bias).
-
-    Two matrix products instead of one: the backward of chunk() concatenates the two gradients in a slow kernel.
-    """
+    """value * GELU(gate), where value and gate are the halves of F.linear(x, weight, bias). Two matrix products instead
+    of one: the backward of chunk() concatenates the two gradients in a slow kernel."""
     (w_value, w_gate), (b_value, b_gate) = weight.chunk(2), bias.chunk(2)
     return F.linear(x, w_value, b_value) * F.gelu(F.linear(x, w_gate, b_gate))

@@ -1,9 +1,4 @@
-"""The layers of SD2.1's U-Net that the paper takes as they are: attention, feed-forward, time embedding.
-
-defines  sinusoids, GroupNorm, Attention, FeedForward, TransformerBlock, SpatialTransformer, TimeEmbedding
-
-An attribute's name is its tensor's name in SD2.1's published `unet/` folder.
-"""
+"""The layers of SD2.1's U-Net that the paper takes as they are. An attribute's name is its tensor's name in `unet/`."""
 
 import math
 
@@ -23,14 +18,12 @@ def sinusoids(x, dim):
 
 class GroupNorm(nn.GroupNorm):
     """PyTorch's layer on x [b, c, ...], with kernels.group_norm."""
-
     def forward(self, x):
         return kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Attention(nn.Module):
     """Multi-head attention of x [b, i, c] over context [b, l, d], or over x itself. `attend` is from kernels.py."""
-
     def __init__(self, channels, context_dim, heads, attend=kernels.attention):
         super().__init__()
         self.heads, self.attend = heads, attend
@@ -44,31 +37,20 @@ class Attention(nn.Module):
         return self.to_out[0](self.attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
-class GEGLU(nn.Module):
-    """A linear layer to values and gates; values * GELU(gates)."""
-
-    def __init__(self, channels, inner):
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
-
-    def forward(self, x):
-        return kernels.geglu(x, self.proj.weight, self.proj.bias)
-
-
 class FeedForward(nn.Module):
-    """Four times as wide, gated, and back. `net.1` is SD's dropout of 0, which has no weights."""
-
+    """Four times as wide, gated (GEGLU), and back. `net.1` is SD's dropout of 0, which has no weights."""
     def __init__(self, channels):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        values_and_gates = nn.ModuleDict({"proj": nn.Linear(channels, 2 * 4 * channels)})
+        self.net = nn.ModuleList([values_and_gates, nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, x):
-        return self.net(x)
+        proj = self.net[0]["proj"]
+        return self.net[2](kernels.geglu(x, proj.weight, proj.bias))
 
 
 class TransformerBlock(nn.Module):
     """Attention within a frame, attention to the text, feed-forward. x [(b n), (h w), c], text [b, l, d]."""
-
     def __init__(self, channels, text_dim, heads):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
@@ -86,7 +68,6 @@ class TransformerBlock(nn.Module):
 
 class SpatialTransformer(nn.Module):
     """A transformer block on the pixels of each frame, between two linear layers, with a skip. h [(b n), c, h, w]."""
-
     def __init__(self, channels, text_dim, heads, groups):
         super().__init__()
         self.norm = GroupNorm(groups, channels, eps=1e-6)
@@ -102,11 +83,9 @@ class SpatialTransformer(nn.Module):
 
 class TimeEmbedding(nn.Module):
     """The diffusion step t [b] as a vector [b, d]."""
-
     def __init__(self, dim, d_emb):
         super().__init__()
-        self.linear_1 = nn.Linear(dim, d_emb)
-        self.linear_2 = nn.Linear(d_emb, d_emb)
+        self.linear_1, self.linear_2 = nn.Linear(dim, d_emb), nn.Linear(d_emb, d_emb)
 
     def forward(self, t):
         x = sinusoids(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)

@@ -2,25 +2,23 @@
 
 in       a picture [b, 3, H, W] in [-1, 1]; a video goes through as a batch of frames
 out      mean and log variance of its latent, each [b, 4, h, w]; h = H / 8 and w = W / 8 for SD2.1
-defines  AutoencoderKL: encode(picture) -> (mean, logvar); decode(z) -> picture, not clamped; factor = H / h; scale
-
+our reading  The paper takes this model as it is. Its U-Net sees z * scale, which has about unit variance: the caller
+             multiplies after encode, divides before decode, and chooses whether z is the mean or a sample.
 An attribute's name is its tensor's name in SD2.1's `vae/` folder; arguments are the keys of its config.json.
-
-our reading
-      - The paper takes this model as it is and trains nothing in it. The U-Net does not see z but z * scale, which has
-        about unit variance: 0.18215 for SD2.1. The caller multiplies after encode and divides before decode, and
-        chooses whether z is the mean or a sample.
 """
+
+from collections import OrderedDict
 
 import torch.nn.functional as F
 from torch import nn
+
+from sd21.kernels import attention
 
 EPS = 1e-6                                          # of every group norm here; SD's U-Net has 1e-5 in its ResBlocks
 
 
 class ResBlock(nn.Module):
     """Group norm, SiLU, 3x3 convolution, twice, and a skip. The U-Net's ResBlock without the diffusion step."""
-
     def __init__(self, c_in, c_out, groups):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
@@ -37,123 +35,79 @@ class ResBlock(nn.Module):
 
 class Attention(nn.Module):
     """Every position of the latent attends to every other, with a single head, and a skip."""
-
     def __init__(self, c, groups):
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, c, eps=EPS)
-        self.to_q = nn.Linear(c, c)
-        self.to_k = nn.Linear(c, c)
-        self.to_v = nn.Linear(c, c)
+        self.to_q, self.to_k, self.to_v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
         self.to_out = nn.ModuleList([nn.Linear(c, c)])      # a list of one: its published name is to_out.0
 
     def forward(self, x):
-        b, c, h, w = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)                          # [b, (h w), c]
-        q, k, v = (to(tokens).unsqueeze(1) for to in (self.to_q, self.to_k, self.to_v))  # [b, 1, (h w), c]
-        tokens = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))     # [b, (h w), c]
-        return x + tokens.transpose(1, 2).reshape(b, c, h, w)
+        tokens = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), heads=1)
+        return x + self.to_out[0](tokens).transpose(1, 2).reshape(x.shape)
 
 
-class MidBlock(nn.Module):
-    """ResBlock, attention, ResBlock, at the lowest resolution."""
-
-    def __init__(self, c, groups):
-        super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(c, c, groups), ResBlock(c, c, groups)])
-        self.attentions = nn.ModuleList([Attention(c, groups)])
-
-    def forward(self, x):
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
-class Downsample(nn.Module):
+class Downsample(nn.Sequential):
     """Half the height and width. SD pads zeros at the right and the bottom only; its U-Net pads all four sides."""
-
     def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2)
-
-    def forward(self, x):
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        super().__init__(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(c, c, 3, stride=2)))
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     """Twice the height and width: repeats every pixel four times, then a convolution."""
-
     def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        super().__init__(OrderedDict(repeat=nn.Upsample(scale_factor=2), conv=nn.Conv2d(c, c, 3, padding=1)))
 
 
 class Block(nn.Module):
-    """The ResBlocks of one level, then a change of resolution or none."""
-
-    def __init__(self, c_in, c_out, layers, groups, downsample=False, upsample=False):
+    """The ResBlocks of one level, in the middle with attention after the first, then a change of resolution or none."""
+    def __init__(self, c_in, c_out, layers, groups, attend=False, downsample=False, upsample=False):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])
+        self.attentions = nn.ModuleList([Attention(c_out, groups)] if attend else [])
         self.downsamplers = nn.ModuleList([Downsample(c_out)] if downsample else [])
         self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
 
     def forward(self, x):
-        for layer in [*self.resnets, *self.downsamplers, *self.upsamplers]:
+        for layer in [self.resnets[0], *self.attentions, *self.resnets[1:], *self.downsamplers, *self.upsamplers]:
             x = layer(x)
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """Picture -> mean and log variance of its latent, as one tensor of 2 * latent_channels channels."""
-
     def __init__(self, in_channels, latent_channels, widths, layers, groups):
-        super().__init__()
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList([
-            Block(widths[max(i - 1, 0)], c, layers, groups, downsample=i != last) for i, c in enumerate(widths)])
-        self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
-
-    def forward(self, x):                           # SD2.1's channels and sizes, for a 512 x 512 picture:
-        x = self.conv_in(x)                         # [b, 128, 512, 512]
-        for block in self.down_blocks:
-            x = block(x)                            # [b, 128, 256, 256]  [b, 256, 128, 128]  [b, 512, 64, 64] twice
-        x = self.mid_block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))     # [b, 8, 64, 64]
+        c, last = widths[-1], len(widths) - 1
+        super().__init__(OrderedDict(               # SD2.1's channels and sizes, for a 512 x 512 picture:
+            conv_in=nn.Conv2d(in_channels, widths[0], 3, padding=1),        # [b, 128, 512, 512]
+            down_blocks=nn.Sequential(*[            # [b, 128, 256, 256]  [b, 256, 128, 128]  [b, 512, 64, 64] twice
+                Block(widths[max(i - 1, 0)], widths[i], layers, groups, downsample=i < last) for i in range(last + 1)]),
+            mid_block=Block(c, c, 2, groups, attend=True),
+            conv_norm_out=nn.GroupNorm(groups, c, eps=EPS), silu=nn.SiLU(),
+            conv_out=nn.Conv2d(c, 2 * latent_channels, 3, padding=1)))      # [b, 8, 64, 64]
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Sequential):
     """Latent -> picture: the encoder mirrored, with one more ResBlock on every level."""
-
     def __init__(self, out_channels, latent_channels, widths, layers, groups):
-        super().__init__()
-        last = len(widths) - 1
-        widths = widths[::-1]
-        self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups)
-        self.up_blocks = nn.ModuleList([
-            Block(widths[max(i - 1, 0)], c, layers + 1, groups, upsample=i != last) for i, c in enumerate(widths)])
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-
-    def forward(self, z):
-        x = self.mid_block(self.conv_in(z))         # [b, 512, 64, 64]
-        for block in self.up_blocks:
-            x = block(x)                            # [b, 512, 128, 128]  [b, 512, 256, 256]  [b, 256, 512, 512]
-        return self.conv_out(F.silu(self.conv_norm_out(x)))     # after the last block: [b, 128, 512, 512]
+        widths, last = widths[::-1], len(widths) - 1
+        super().__init__(OrderedDict(
+            conv_in=nn.Conv2d(latent_channels, widths[0], 3, padding=1),
+            mid_block=Block(widths[0], widths[0], 2, groups, attend=True),  # [b, 512, 64, 64]
+            up_blocks=nn.Sequential(*[              # [b, 512, 128, 128]  [b, 512, 256, 256]  [b, 256, 512, 512]
+                Block(widths[max(i - 1, 0)], widths[i], layers + 1, groups, upsample=i < last)
+                for i in range(last + 1)]),         # after the last block: [b, 128, 512, 512]
+            conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS), silu=nn.SiLU(),
+            conv_out=nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
 
 
 class AutoencoderKL(nn.Module):
     """The defaults are SD2.1's config.json: 83,653,863 parameters. The config calls the scale `scaling_factor`."""
-
     def __init__(self, in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(128, 256, 512, 512),
                  layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215):
         super().__init__()
-        widths = list(block_out_channels)
+        widths, self.scale = list(block_out_channels), scaling_factor
         self.factor = 2 ** (len(widths) - 1)        # every block but the last halves the size: 8 for SD2.1
-        self.scale = scaling_factor
         self.encoder = Encoder(in_channels, latent_channels, widths, layers_per_block, norm_num_groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
@@ -161,9 +115,7 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x):
         """[b, 3, H, W] -> (mean, logvar), each [b, 4, h, w]. A sample is mean + exp(logvar / 2) * noise.
-
-        Raises ValueError unless H and W are multiples of `factor`.
-        """
+        Raises ValueError unless H and W are multiples of `factor`."""
         H, W = x.shape[-2:]
         if H % self.factor or W % self.factor:
             raise ValueError(f"a picture {W} wide and {H} high: both sides must be multiples of {self.factor}")

@@ -2,26 +2,16 @@
 
     python -m sd21.weights PATH     prints the map: every tensor of a model, its shape, and the class it belongs to
 
-A model is a folder with SD2.1's layout. `video/` and `tsr/` are this project's: the U-Net grown to 3D, with AppearNet.
-
-    unet/  vae/  video/  tsr/           config.json, diffusion_pytorch_model[.fp16].safetensors
-    text_encoder/                       config.json, model[.fp16].safetensors
-    scheduler/scheduler_config.json     tokenizer/merges.txt
-
-Or it is SD2.1's single file, v2-1_512-ema-pruned.safetensors; sd21/names.py turns its tensor names into the folder's.
-
-defines  COMPONENTS; resolve_components: where each Component of a model lies; load, load_schedule, save
-
-Loading is strict: a missing tensor, one too many, a wrong shape or a number that is not finite is a ValueError that
-names the file and the first difference. Tensors are read piece by piece, in the dtype and on the device asked for.
+A model is a folder, with the files below, or SD2.1's single file, v2-1_512-ema-pruned.safetensors. Loading is strict: a
+missing tensor, one too many, a wrong shape or a number that is not finite is a ValueError that names the file and the
+first difference. Tensors are read piece by piece, in the dtype and on the device asked for.
 """
 
 import inspect
 import json
 import math
 import sys
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections import defaultdict, namedtuple
 from pathlib import Path
 
 import torch
@@ -30,29 +20,35 @@ from safetensors import SafetensorError, safe_open
 from sd21.files import read_json, write_json, write_tensors
 from sd21.names import NOT_NEEDED, RENAME, RENAME_OLD, family, own_names, rename
 
-COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "video", "tsr")      # folders of a model folder
-MODELS = tuple(name for name in COMPONENTS if name not in ("tokenizer", "scheduler"))       # those that have weights
+# SD2.1's folders; those with weights have a config.json beside them. video/ and tsr/ are ours: 3D U-Net and AppearNet.
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "video", "tsr")
+MODELS = tuple(name for name in COMPONENTS if name not in ("tokenizer", "scheduler"))       # those with weights
 FOLDER_FILES = {"tokenizer": ["merges.txt"], "scheduler": ["scheduler_config.json"]} | dict.fromkeys(MODELS, [
     f"{stem}{half}.safetensors" for stem in ("diffusion_pytorch_model", "model") for half in ("", ".fp16")])
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Stored = namedtuple("Stored", "file name dtype shape start")    # a tensor: its file, its name and first byte there
+
+# Keys of published configs that are no arguments of our classes. FIXED: the values that this code computes with.
+# UNUSED: no difference here (the autoencoder has one type of block, PyTorch's attention sums in float32 in any dtype).
+FIXED = {"act_fn": "silu", "hidden_act": "gelu", "use_linear_projection": True, "flip_sin_to_cos": True,
+         "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5, "out_channels": 4, "steps_offset": 1,
+         "beta_schedule": "scaled_linear", "mid_block_type": "UNetMidBlock2DCrossAttn",
+         "resnet_time_scale_shift": "default", "time_embedding_type": "positional"}
+UNUSED = set("""sample_size up_block_types down_block_types architectures model_type projection_dim torch_dtype dtype
+    transformers_version initializer_factor initializer_range bos_token_id eos_token_id pad_token_id sampling training
+    skip_prk_steps clip_sample_range timestep_spacing upcast_attention force_upcast""".split())
 
 
-# ------------------------------------------------------------------------------------ where each component lies
-
-@dataclass(frozen=True)
-class Component:
-    """One component of a model, and where it lies. Get one from `component` or `resolve_components`."""
-    name: str                   # one of COMPONENTS
-    place: Path                 # the model folder or single file that it is part of
-    config: Path | None         # its config JSON; None for the tokenizer, and for a single file that has none
-    file: Path | None           # its weights, merges.txt or scheduler_config.json; None if that is missing
-
+class Component(namedtuple("Component", "name place config file")):
+    """One component of the model folder or single file `place`. config: the path of its config JSON, None for a single
+    file that has none. file: of its weights, merges.txt or scheduler_config.json, None if that is missing."""
     def read(self):
         """(its config, where that is from). {} for a single file without one: our defaults are SD2.1's sizes."""
         if self.config:
             return read_json(self.config), self.config
-        if self.name == "scheduler":            # SD2.1's two single files differ by name only; the 768 one predicts v
-            return {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}, self.place
-        return {}, self.place
+        # SD2.1's two single files differ by name only; the 768 one predicts v.
+        schedule = {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}
+        return schedule if self.name == "scheduler" else {}, self.place
 
     def settings(self, key):
         """The entry "sampling" or "training" of its config in a model folder; {} if there is none."""
@@ -60,22 +56,15 @@ class Component:
 
 
 def component(name, place):
-    """The Component called `name` of a model folder or single file, whether it is there or not.
-
-    A single file's config may lie beside it in the folder `name`; that of a video model right beside it, where `save`
-    writes it. The place of a tokenizer may also be merges.txt, or the folder that holds it.
-    """
+    """The Component called `name` of a model folder or single file, whether it is there or not. A single file's config
+    may lie beside it in the folder `name`; that of a video model right beside it, where `save` writes it."""
     place = Path(place)
-    folder = place.parent if place.is_file() else place
-    files = [folder / name / file for file in FOLDER_FILES[name]]
-    config = files[0] if name == "scheduler" else folder / name / "config.json"
-    if name == "tokenizer":
-        files, config = [place, place / "merges.txt", *files], None
-    elif place.is_file():
-        files = [place] if name in MODELS else files
-        if name == "video" and not config.is_file():
-            config = folder / "config.json"
-        config = config if config.is_file() else None
+    single, folder = place.is_file(), (place.parent if place.is_file() else place) / name
+    files = [place] if single and name in MODELS else [folder / file for file in FOLDER_FILES[name]]
+    config = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    if single and name == "video" and not config.is_file():
+        config = place.with_name("config.json")
+    config = None if single and not config.is_file() else config
     return Component(name, place, config, next((file for file in files if file.is_file()), None))
 
 
@@ -88,24 +77,19 @@ def find_file(name, folder):
 
 
 def resolve_components(model, overlay=None, merges=None):
-    """Where each component of a model lies: {name: Component}. `video` and `tsr` are left out if there is none.
-
-    model: a model folder or single file. overlay: the --out folder of train.py, which may be empty or not exist yet;
-    the components in it replace the model's. Or the file of a video model. merges: the tokenizer's merges.txt, before
-    both. Raises ValueError if there is no model. Nothing checks that a video model was trained with this autoencoder.
-    """
+    """Where each component of a model lies: {name: Component}, without `video` and `tsr` if there is none.
+    model: a model folder or single file, else ValueError. overlay: the file of a video model, or the --out folder of
+    train.py, whose components replace the model's; it need not exist. merges: merges.txt, which comes before both."""
     model = Path(model)
     if not model.exists():
         raise ValueError(f"{model}: no such model folder or file")
     places = {name: model for name in COMPONENTS if name not in ("video", "tsr") or (model / name).is_dir()}
-    if model.is_file():
-        places["tokenizer"] = model.parent
+    places["tokenizer"] = model.parent if model.is_file() else model
     if overlay and Path(overlay).is_file():
         places["video"] = overlay
-    elif overlay:
-        for name in COMPONENTS:                 # a stopped training may have left a tokenizer without its text encoder
-            if component("text_encoder" if name == "tokenizer" else name, overlay).file:
-                places[name] = overlay
+    elif overlay:                               # a stopped training may have left a tokenizer without its text encoder
+        places |= {name: overlay for name in COMPONENTS
+                   if component("text_encoder" if name == "tokenizer" else name, overlay).file}
     if merges:
         places["tokenizer"] = merges
     return {name: component(name, place) for name, place in places.items()}
@@ -114,10 +98,10 @@ def resolve_components(model, overlay=None, merges=None):
 def check_overlay(overlay, merges=None):
     """For --weights: raises ValueError unless `overlay` is a file, or a folder whose components are complete."""
     overlay = Path(overlay)
+    folders = [name for name in COMPONENTS if (overlay / name).is_dir()]
     if not overlay.exists():
         raise ValueError(f"{overlay}: no such file of a video model, nor a folder that train.py wrote")
-    folders = [name for name in COMPONENTS if (overlay / name).is_dir()]
-    if not folders and overlay.is_dir():
+    if overlay.is_dir() and not folders:
         raise ValueError(f"{overlay}: has none of the folders {', '.join(COMPONENTS)}; want one that train.py wrote")
     if ("tokenizer" in folders) != ("text_encoder" in folders) and not merges:
         raise ValueError(f"{overlay}: has one of tokenizer/ and text_encoder/; they belong together, and train.py "
@@ -134,34 +118,10 @@ def describe(components):
     return "; ".join(f"{', '.join(names[place])} from {place}" for place in names)
 
 
-# --------------------------------------------------------------------------------------- where each tensor lies
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: its name in the file, the file, and its first byte there."""
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple
-    start: int
-
-    def thirds(self):
-        """Query, key and value of a fused tensor: its upper, middle and lower rows."""
-        shape = (self.shape[0] // 3, *self.shape[1:])
-        size = math.prod(shape) * DTYPES[self.dtype].itemsize
-        return [replace(self, name=f"{self.name} ({q} of q, k, v)", shape=shape, start=self.start + i * size)
-                for i, q in enumerate("qkv")]
-
-
 def read_header(path):
     """{name: Stored} of a safetensors file, from its header alone. Raises ValueError if it is damaged."""
     try:
-        with safe_open(path, framework="pt"):                   # the library checks every offset and size
-            pass
-        with open(path, "rb") as file:
+        with safe_open(path, framework="pt"), open(path, "rb") as file:     # safe_open checks every offset and size
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
@@ -173,11 +133,9 @@ def read_header(path):
 
 def locate(path, names=MODELS):
     """Where every tensor of a model lies: {component: {name in the folder: Stored}}, for those of `names` it has.
-
-    path: a model folder, or a single file: SD2.1's, a video model's, or a training checkpoint. Of a checkpoint, the
-    averaged weights (`ema`) are taken if there are any. Raises ValueError for a damaged file or an unknown tensor.
-    """
-    path = Path(path)
+    path: a model folder, or a single file: SD2.1's, a video model's, or a training checkpoint, of which the averaged
+    weights (`ema`) are taken if there are any. Raises ValueError for a damaged file or an unknown tensor."""
+    path, located = Path(path), defaultdict(dict)
     if path.is_dir():
         folders = [name for name in names if (path / name).is_dir()]
         if not folders:
@@ -191,7 +149,6 @@ def locate(path, names=MODELS):
             tensors = {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
         rules = own_names(tensors) or RENAME
         tensors = {rename(name, rules): stored for name, stored in tensors.items()}
-    located = defaultdict(dict)
     for name, stored in tensors.items():
         if NOT_NEEDED.fullmatch(name) or NOT_NEEDED.fullmatch(stored.name):
             continue
@@ -199,9 +156,12 @@ def locate(path, names=MODELS):
         if owner not in MODELS:
             raise ValueError(f"{path}: tensor {stored.name} belongs to no part of SD2.1; "
                              f"the file looks like {family(tensors)}")
-        if "qkv_proj" in tensor and len(stored.shape) and stored.dtype in DTYPES:
-            for q, third in zip("qkv", stored.thirds(), strict=True):
-                located[owner][tensor.replace("qkv", q)] = third
+        if "qkv_proj" in tensor and stored.shape and stored.dtype in DTYPES:    # upper, middle and lower rows: q, k, v
+            shape = (stored.shape[0] // 3, *stored.shape[1:])
+            for i, q in enumerate("qkv"):
+                start = stored.start + i * math.prod(shape) * DTYPES[stored.dtype].itemsize
+                located[owner][tensor.replace("qkv", q)] = Stored(
+                    stored.file, f"{stored.name} ({q} of q, k, v)", stored.dtype, shape, start)
         else:
             located[owner][tensor] = stored
     return located
@@ -211,15 +171,14 @@ def check(model, tensors, path):
     """Raises ValueError, naming the first difference, unless `tensors`, {name: Stored}, are exactly the model's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     looks = f"; the file looks like {family(tensors)}"
-    for names, problem in ((wanted.keys() - tensors.keys(), "is missing"),
-                           (tensors.keys() - wanted.keys(), "belongs to no part of the model")):
-        if names:
-            raise ValueError(f"{path}: tensor {min(names)} {problem} ({len(names)} such){looks}")
+    if names := (wanted.keys() - tensors.keys()) or (tensors.keys() - wanted.keys()):
+        problem = "belongs to no part of the model" if min(names) in tensors else "is missing"
+        raise ValueError(f"{path}: tensor {min(names)} {problem} ({len(names)} such){looks}")
     for name, shape in wanted.items():
         stored = tensors[name]
         # The single file stores the linear layers of the autoencoder's attention as 1x1 convolutions.
-        convolution = stored.shape == (*shape, 1, 1) and ".attentions.0.to_" in name
-        if not (stored.shape == shape or convolution) or stored.dtype not in DTYPES:
+        allowed = [shape, (*shape, 1, 1)] if ".attentions.0.to_" in name else [shape]
+        if stored.shape not in allowed or stored.dtype not in DTYPES:
             raise ValueError(f"{path}: tensor {stored.name} is {stored.dtype} {list(stored.shape)}, "
                              f"want a float {list(shape)}{looks}")
 
@@ -228,8 +187,7 @@ def check(model, tensors, path):
 def fill(parameters, tensors, piece=2**24):
     """Reads `tensors`, {name: Stored}, into {name: parameter}, `piece` bytes at a time. ValueError if not finite."""
     for name, parameter in parameters.items():
-        stored = tensors[name]
-        dtype = DTYPES[stored.dtype]
+        stored, dtype = tensors[name], DTYPES[tensors[name].dtype]
         with open(stored.file, "rb") as file:
             file.seek(stored.start)
             for rows in parameter.split(max(1, piece // (dtype.itemsize * parameter[0].numel()))):
@@ -242,32 +200,13 @@ def fill(parameters, tensors, piece=2**24):
                 rows.copy_(numbers)
 
 
-# ------------------------------------------------------------------------------------------------- whole models
-
-# Keys of published configs that are no arguments of our classes. FIXED: the values that this code computes with.
-# UNUSED: keys that make no difference here.
-FIXED = {"act_fn": ("silu",), "hidden_act": ("gelu",), "use_linear_projection": (True,), "flip_sin_to_cos": (True,),
-         "downsample_padding": (1,), "mid_block_scale_factor": (1,), "norm_eps": (1e-5,), "out_channels": (4,),
-         "beta_schedule": ("scaled_linear",), "steps_offset": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-         "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",)}
-UNUSED = {"sample_size", "up_block_types", "down_block_types",  # of the autoencoder: all blocks are of one type
-          "architectures", "model_type", "projection_dim", "torch_dtype", "dtype", "transformers_version",
-          "initializer_factor", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
-          "sampling", "training", "skip_prk_steps", "clip_sample_range", "timestep_spacing",
-          "upcast_attention", "force_upcast"}                   # PyTorch's attention sums in float32 in any dtype
-
-
 def arguments(model_class, config, where):
     """The entries of a config that are parameters of model_class.Config, or of the class itself if it has none.
-
-    Raises ValueError, which names `where`, for an entry that asks for something else: another value than in FIXED, or
-    an unknown key whose value is not null, false, 0 or empty.
-    """
+    ValueError, which names `where`, for an entry that asks for something that this code does not do."""
     wanted = inspect.signature(getattr(model_class, "Config", model_class)).parameters
     for key, value in config.items():
-        if key in wanted or key in UNUSED or key.startswith("_"):
-            continue
-        if value not in FIXED.get(key, (None, False, 0, [], "")):
+        harmless = [FIXED[key]] if key in FIXED else [None, False, 0, [], ""]
+        if not (key in wanted or key in UNUSED or key.startswith("_") or value in harmless):
             raise ValueError(f"{where}: {key} = {value!r} is not supported")
     return {key: value for key, value in config.items() if key in wanted}
 
@@ -275,16 +214,15 @@ def arguments(model_class, config, where):
 def read_settings(component, key, settings_class):
     """The entry `key` of a component's config as a settings_class, a dataclass. A ValueError names the file."""
     config, where = component.read()
+    settings = arguments(settings_class, config.get(key, {}), where)
     try:
-        return settings_class(**arguments(settings_class, config.get(key, {}), where))
+        return settings_class(**settings)
     except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(where)) else f"{where}: {message}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def build(component, model_class, **fixed):
-    """The model of a component's config, which `fixed` overrides, on PyTorch's `meta` device: shapes, but no memory.
-    Raises ValueError if there is no such model."""
+    """The model of a component's config, which `fixed` overrides, on `meta`: shapes, no memory. Raises ValueError."""
     config, where = component.read()
     settings = arguments(model_class, config, where) | fixed
     try:
@@ -320,28 +258,24 @@ def load_schedule(component, schedule_class):
 
 
 def check_sizes_match(parts, components):
-    """Raises ValueError if tokenizer, text encoder and the models that read its text have different sizes.
-
-    parts: {name: the loaded component}. A video model works only with the autoencoder it was trained with; nothing in
-    the files can check that.
-    """
+    """Raises ValueError if tokenizer, text encoder and the models that read its text, of {name: part}, differ in size.
+    A video model works only with the autoencoder it was trained with; nothing in the files can check that."""
     known, width = parts["text_encoder"].text_model["embeddings"]["token_embedding"].weight.shape
     if parts["tokenizer"].vocab_size != known:
         raise ValueError(f"{components['tokenizer'].place}: the tokenizer has {parts['tokenizer'].vocab_size} tokens, "
                          f"the text encoder {known}; merges.txt is cut short, or another model's")
     for name in [name for name in ("unet", "video", "tsr") if name in components]:
-        unet = parts[name] if name == "unet" else parts[name].unet
-        if unet.config.cross_attention_dim != width:
+        reads = getattr(parts[name], "unet", parts[name]).config.cross_attention_dim
+        if reads != width:
             raise ValueError(f"{components[name].place}: the text encoder's vectors are {width} wide, its {name} reads "
-                             f"{unet.config.cross_attention_dim}; they are of different families")
+                             f"{reads}; they are of different families")
 
 
 def save(tensors, config, folder, stem="diffusion_pytorch_model"):
     """Writes a component's folder: config.json, and {name: tensor} in float16. Each file is written atomically."""
-    folder = Path(folder)
-    write_json(config, folder / "config.json")
+    write_json(config, Path(folder, "config.json"))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(half, folder / f"{stem}.fp16.safetensors")
+    write_tensors(half, Path(folder, f"{stem}.fp16.safetensors"))
 
 
 if __name__ == "__main__":

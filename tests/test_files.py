@@ -73,6 +73,15 @@ with atomic_write(sys.argv[1]) as part:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9")
+def test_a_folder_that_a_killed_write_had_moved_away_comes_back(tmp_path):
+    """kill -9 between the two renames: the old frames are in the temporary folder. The next write fails. Lost?"""
+    (tmp_path / ".frames.part" / "frames.old").mkdir(parents=True)
+    (tmp_path / ".frames.part" / "frames.old" / "frame_000.png").write_text("precious")
+    with pytest.raises(OSError), atomic_write(tmp_path / "frames"):
+        raise OSError("full")
+    assert (tmp_path / "frames" / "frame_000.png").read_text() == "precious"  # breaks if the next write clears it
+
+
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
     """kill -9 runs no `finally`. What is in the folder then, and after the same file is written again?"""
     path = tmp_path / "a.txt"

@@ -79,7 +79,8 @@ def test_attention_is_trained_without_cudnn():
     """Its gradients can be NaN, see make_train_step. After a step is prepared: may attention still use cuDNN?"""
     torch.backends.cuda.enable_cudnn_sdp(True)
     model = nn.Linear(1, 1)
-    run, stage = loop.Run("one", Path("x"), batch=1), stage_of(model, lambda x: model(x).mean(), torch.ones(1, 1))
+    run = loop.Run("one", Path("x"), batch=1, device="cpu")
+    stage = stage_of(model, lambda x: model(x).mean(), torch.ones(1, 1))
     loop.make_train_step(stage, TrainState(stage, run), run)
     assert not torch.backends.cuda.cudnn_sdp_enabled()                       # breaks without that line
 
@@ -142,5 +143,5 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     model = nn.Linear(1, 1)
     stage = stage_of(model, lambda x: (model(x) - model(x)).sqrt().sum(), torch.ones(1, 1))
     with pytest.raises(ValueError, match="not finite at step 0; the clips of its batch: a clip; there is no"):
-        loop.fit(stage, loop.Run("one", tmp_path, steps=3, batch=1, save_every=1))
+        loop.fit(stage, loop.Run("one", tmp_path, steps=3, batch=1, device="cpu", save_every=1))
     assert not list(tmp_path.glob("*.safetensors"))                          # breaks if only the loss is checked

@@ -35,7 +35,7 @@ def test_a_device_that_is_not_there_is_refused(like, tmp_path, capsys):
     """Before the first part is read: does one line name the device?"""
     assert run("video", like, tmp_path, 1, "--device", "nonsense") == 2
     message = capsys.readouterr().err
-    assert "device nonsense" in message and message.count("\n") == 1
+    assert "--device: nonsense" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("more, named", [(["--start", ".", "--inject", "concat"], "--inject and --start"),

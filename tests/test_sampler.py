@@ -221,6 +221,17 @@ def test_eta_above_zero_keeps_the_variance_too():
         assert abs(z.var().item() / (1 - ab) - 1) < 0.02 and abs(z.mean().item() / (1 - ab) ** 0.5 - 0.5) < 0.01
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_no_number_of_steps_makes_latents_complex(eta, spacing):
+    """Zero terminal SNR, 1 to 999 steps. At eta 1 the first step keeps nothing of eps: the root of 0, or of -1e-16?"""
+    schedule = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    for steps in range(1, 1000):
+        timesteps = schedule.timesteps(steps, spacing)[:1]
+        z = last(ddim(lambda z_t, t: z_t, normal(1, 4, 1, 2, 2), timesteps, schedule, eta=eta, noise=lambda: 0.0))
+        assert not z.is_complex() and z.isfinite().all(), steps              # breaks without max(0.0, ...)
+
+
 def test_eta_zero_ignores_the_shift():
     """The ODE needs no change (Sec. 3.3): is the end the same with any shift?"""
     model = lambda z, t: 0.3 * z

@@ -115,7 +115,7 @@ def test_a_wrong_request_is_one_line(tmp_path, capsys):
              "--prompts: 0: want": [*own, "--prompts", "0"], "--prompts: want 2 or": ["--prompts", "1"],
              "--batch: 0: want": [*own, "--batch", "0"], "too short": ["--data", clips, *one],
              "one picture": [*own, "--out", tmp_path / "x.gif"], "does not exist": [*own, "--out", "no/x.png"],
-             "no such folder": ["--data", tmp_path / "none", *one], "device none": [*own, "--device", "none"],
+             "no such folder": ["--data", tmp_path / "none", *one], "--device: none": [*own, "--device", "none"],
              "none of the folders": [*own, "--weights", clips], "0 steps": own}
     for message, argv in wrong.items():
         assert exit_code("--steps", "0", *argv) == 2, message   # breaks if a check is missing: "0 steps" is the last

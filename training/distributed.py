@@ -1,12 +1,9 @@
-"""Several processes, started by torchrun: who am I, do we agree, and FSDP2's shards.
-
-defines  processes, rank, world_size; all_reduce_mean, all_reduce_min, same_on_all_ranks; shard, local_shard, gather
-
-Without torchrun there is one process of rank 0, and every function here returns what it was given.
-"""
+"""Several processes, started by torchrun: which one is this, do they agree, and FSDP2's shards. Without torchrun there
+is one process, of rank 0, and these functions return what they were given."""
 
 import contextlib
 import os
+import sys
 import warnings
 
 import torch
@@ -25,9 +22,9 @@ def processes(device):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                 # from here on, "cuda" means this GPU
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        with open(os.devnull, "w") as nowhere:
-            with contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():
-                yield
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+            yield
+            distributed.barrier()                                            # rank 0 may still write
     finally:
         distributed.destroy_process_group()
 
@@ -43,56 +40,29 @@ def world_size():
 
 
 def all_reduce(number, device, operation):
-    """A number combined over all processes."""
+    """A number combined over all processes, so that all of them decide alike. operation: "mean" or "min"."""
     if world_size() == 1:
         return number
-    x = torch.tensor(number, dtype=torch.float64, device=device)
-    distributed.all_reduce(x, operation)
+    x = torch.tensor(number / world_size() if operation == "mean" else number, dtype=torch.float64, device=device)
+    distributed.all_reduce(x, distributed.ReduceOp.SUM if operation == "mean" else distributed.ReduceOp.MIN)
     return x.item()
 
 
-def all_reduce_mean(number, device):
-    """The mean of a number over all processes, so that all of them decide alike."""
-    return all_reduce(number / world_size(), device, distributed.ReduceOp.SUM)
-
-
-def all_reduce_min(number, device):
-    """The least of a number over all processes."""
-    return all_reduce(number, device, distributed.ReduceOp.MIN)
-
-
-def same_on_all_ranks(number, device):
-    """True if the number is the same in all processes."""
-    least, most = all_reduce_min(number, device), -all_reduce_min(-number, device)       # each rank takes part in both
-    return least == most
-
-
-def wait_for_all():
-    """Returns when all processes have come here: what rank 0 wrote can then be read."""
-    if world_size() > 1:
-        distributed.barrier()
-
-
-# -------------------------------------------------------------------------------------------------------------- FSDP2
-
-def networks(model):
-    """The networks that a stage calls: the model, or each entry of a ModuleDict."""
-    return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
+def check_shared(path, number, device, things=""):
+    """Raises ValueError unless all processes have found the same number at a path: then its least is its largest."""
+    if all_reduce(number, device, "min") != -all_reduce(-number, device, "min"):
+        raise ValueError(f"{path}: not all processes see the same{things} there; want a folder that all hosts share")
 
 
 def shard(model, units, bf16):
-    """FSDP2: each process keeps a part of every tensor, and gathers a unit when it is that unit's turn.
-
-    units(network) lists the groups of modules to gather together; what is in none is gathered with the network.
-    """
-    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32,
-                                     cast_forward_inputs=False)
+    """FSDP2: each process keeps a part of every tensor, and gathers a unit when it is that unit's turn. units(network)
+    lists the groups of modules to gather together. What is in no group is gathered with the network."""
+    precision = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     warnings.filterwarnings("ignore", message=".*returned a view tensor")    # harmless: no view is changed in place
     model.to(memory_format=torch.contiguous_format)                          # FSDP2 accepts no other layout
-    for network in networks(model):
-        for unit in units(network):
+    for network in model.values() if isinstance(model, nn.ModuleDict) else [model]:      # a ModuleDict is never called
+        for unit in (*units(network), network):
             fully_shard(unit, mp_policy=precision)
-        fully_shard(network, mp_policy=precision)
 
 
 def local_shard(x):
@@ -100,7 +70,7 @@ def local_shard(x):
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def as_sharded_like(p, x):
+def sharded_like(p, x):
     """The DTensor whose local shard is x, sharded like parameter p; x itself if p is no DTensor."""
     if not isinstance(p, DTensor) or not x.dim():
         return x.detach()
@@ -108,10 +78,8 @@ def as_sharded_like(p, x):
 
 
 def copy_into(x, full):
-    """Copies a full tensor into x, or this process's part of it into its shard of x."""
-    if isinstance(x, DTensor):
-        full = distribute_tensor(full, x.device_mesh, x.placements)
-    local_shard(x).copy_(local_shard(full))
+    """Copies a full tensor into x, or this process's part of it if x is sharded."""
+    x.copy_(distribute_tensor(full, x.device_mesh, x.placements) if isinstance(x, DTensor) else full)
 
 
 def gather(x):

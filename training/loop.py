@@ -1,16 +1,9 @@
 """The training loop, one for every stage: Sec. 4.1 "Implementation details". The stages are in train.py, pretrain.py.
 
-in    a Stage: a model, its learning rates, its batches and its loss; a Run: steps, batch size, device, ...
-out   trained weights, STAGE.csv and STAGE.png (report.py), sample pictures, and checkpoints to resume from
-defines  Run, Stage, fit; make_train_step; learning_rate_scale; compile_blocks and checkpoint_blocks
-
-our reading
-      - All random numbers of step k follow from the run's seed and k. So a run that was stopped resumes from its last
-        readable checkpoint and ends with the same weights, bit for bit, on a CPU with the same number of threads.
-      - Under torchrun every process draws the whole batch of step k and computes its share. The steps are those of one
-        process, and a checkpoint is the same for any number of processes. DDP keeps the whole model in each process;
-        FSDP2 gives each process a part of every tensor, for models that do not fit on one card.
-"""
+All random numbers of step k follow from the run's seed and k. So a run that was stopped resumes from its last readable
+checkpoint and ends with the same weights, bit for bit, on a CPU with the same number of threads. Under torchrun every
+process draws the whole batch of step k and computes its share. The steps are those of one process, and a checkpoint
+fits any number of processes."""
 
 import math
 import os
@@ -26,8 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
+from sd21.command import device, natural, positive_float, positive_int, seed, share
 from sd21.files import atomic_write
-from training.distributed import all_reduce_mean, all_reduce_min, rank, wait_for_all, world_size
+from sd21.options import option
+from training.distributed import all_reduce, rank, world_size
 from training.report import Report
 from training.state import TrainState
 
@@ -38,26 +33,25 @@ os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 
 @dataclass(frozen=True)
 class Run:
-    """How to train a stage. The defaults are the paper's where it has them. Raises ValueError for options that do not
-    go together."""
+    """How to train a stage; the defaults are the paper's if it has them. ValueError for options that exclude others."""
     stage: str
-    out: Path
-    steps: int = 64_000             # Sec. 4.2
-    minutes: float | None = None    # ends the run before `steps`
-    batch: int = 16                 # Sec. 4.2
-    accumulate: int = 1             # compute each batch in this many parts
-    seed: int = 0
-    device: str = "cpu"
-    bf16: bool = False
-    ema: float = 0.0                # decay of the average of the weights; 0: no average
-    warmup: int = 0                 # steps in which the learning rate rises
-    cooldown: float = 0.0           # share of the run, at its end, in which the learning rate falls to 0
-    save_every: int = 1000          # steps
-    sample_every: int = 500         # steps
-    cuda_graph: bool = False
-    compile: bool = False
-    checkpointing: bool = False     # gradient checkpointing
-    fsdp: bool = False
+    out: Path = option(None, "folder to collect the trained parts in, and the checkpoints", Path, required=True)
+    steps: int = option(64_000, "optimizer steps (64K, Sec. 4.2)", positive_int)
+    minutes: float | None = option(None, "end after this time, if it comes before --steps", positive_float)
+    batch: int = option(16, "clips a step (16, Sec. 4.2)", positive_int)
+    accumulate: int = option(1, "compute each batch in this many parts: less memory, the same step", positive_int)
+    seed: int = option(0, "of the data, the first weights and all noise", seed)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", device)
+    bf16: bool = option(False, "compute in bfloat16; AdamW updates float32 master weights", bool)
+    ema: float = option(0.0, "decay of the averaged weights, which are saved; 0: no average", share)
+    warmup: int = option(0, "steps over which the learning rate rises from 0", natural)
+    cooldown: float = option(0.0, "share of the steps, at the end, over which it falls to 0", share)
+    save_every: int = option(1000, "steps between checkpoints", positive_int)
+    sample_every: int = option(500, "steps between sample pictures, OUT/STAGE-STEP.png", positive_int)
+    cuda_graph: bool = option(False, "record a step once and replay it: faster for small models (cuda)", bool)
+    compile: bool = option(False, "torch.compile the model: minutes to start, then faster", bool)
+    checkpointing: bool = option(False, "gradient checkpointing: less memory for more time", bool)
+    fsdp: bool = option(False, "FSDP2 instead of DDP: every process keeps a part (torchrun)", bool)
 
     def __post_init__(self):
         if self.fsdp and "RANK" not in os.environ:
@@ -67,6 +61,10 @@ class Run:
                              f"--accumulate {self.accumulate}")
         if self.cuda_graph and (world_size() * self.accumulate > 1 or self.fsdp or self.device != "cuda"):
             raise ValueError("--cuda-graph: want one process on a GPU, and neither --accumulate nor --fsdp")
+
+    def generator(self, step):
+        """All random numbers of a step. The factor is larger than any number of steps: two seeds share no step."""
+        return torch.Generator(self.device).manual_seed(self.seed * 10_000_000 + step)
 
 
 @dataclass
@@ -79,115 +77,84 @@ class Stage:
     loss_of: Callable                   # (*tensors of a batch) -> its mean loss
     names: Callable                     # (numbers) -> names of these clips
     save: Callable                      # ({name: tensor} of the averaged weights) -> None
-    validate: Callable | None = None    # () -> {name: loss} on held-out clips, with the current weights
+    validate: Callable = lambda: {}     # () -> {name: loss} on held-out clips, with the current weights
     sample: Callable | None = None      # () -> a picture of what the model makes now
     units: Callable | None = None       # (network) -> groups of modules that FSDP2 gathers together
 
 
 def fit(stage, run):
-    """Trains for run.steps steps or run.minutes, whichever ends first, and hands the averaged weights to stage.save.
-
-    A run that was stopped resumes. The minutes before the stop count, up to the checkpoint. Raises ValueError, in one
-    line, for a loss or gradient that is not finite, or a full disk.
-    """
-    run.out.mkdir(parents=True, exist_ok=True)
+    """Trains for run.steps steps or run.minutes, whichever ends first. A stopped run resumes; its minutes count, up to
+    the checkpoint. ValueError for a loss or gradient that is not finite, or a full disk."""
     for group in stage.groups:
         count = sum(p.numel() for p in group["params"])
         print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     state = TrainState(stage, run)
     start, seconds = state.resume()
     if start:                                                                # the stopped run may have written its
-        state.export()                                                       # checkpoint but not the model folder
+        state.write(start, seconds, only_model=True)                         # checkpoint but not the model folder
     train_step = make_train_step(stage, state, run, start)
-    validate = stage.validate or dict                                        # dict() is {}: no losses
-    first = validate()
+    first = stage.validate()
     if first and not start:
         print(f"first loss, on held-out clips: {sum(first.values()) / len(first):.4f}")
     report = Report(run.out / f"{run.stage}.csv", list(first), start) if rank() == 0 else None
-    running = None                                                           # the running mean of the loss
     first_bad_step = torch.full((), run.steps, device=run.device)            # stays on the GPU: .item() waits for it
-    began, limit = time.monotonic() - seconds, 60 * (run.minutes or math.inf)
+    began, limit, running = time.monotonic() - seconds, 60 * (run.minutes or math.inf), None
     progress = tqdm(range(start, run.steps if seconds < limit else start), initial=start, total=run.steps,
                     desc=run.stage, mininterval=2, disable=rank() > 0)
     for step in progress:
-        spent = all_reduce_mean((time.monotonic() - began) / limit, run.device) if run.minutes else 0
+        spent = all_reduce((time.monotonic() - began) / limit, run.device, "mean") if run.minutes else 0
         left = 1 - max(step / run.steps, spent)                              # share of the run, from 1 to 0
         loss = train_step(step, learning_rate_scale(step, left, run.warmup, run.cooldown))
         first_bad_step = torch.where(loss.isfinite(), first_bad_step, first_bad_step.clamp(max=step))
-        last, after = left <= 0 or step + 1 == run.steps, step + 1
+        after, last = step + 1, left <= 0 or step + 1 == run.steps
         due = last or after % run.save_every == 0
         if step % 50 == 0 or due:                                            # 50: often enough to watch the loss
-            mean = all_reduce_mean(loss.item(), run.device)
-            check_finite(int(all_reduce_min(first_bad_step.item(), run.device)), stage, state, run)
-            running = mean if running is None else 0.9 * running + 0.1 * mean
+            mean = all_reduce(loss.item(), run.device, "mean")
+            bad = int(all_reduce(first_bad_step.item(), run.device, "min"))
+            if bad < run.steps:
+                clips = ", ".join(stage.names(stage.pick(bad, run.generator(bad))))
+                raise ValueError(f"the loss or its gradient is not finite at step {bad}; the clips of its batch: "
+                                 f"{clips}; {state.last_good()}")
+            running = mean if running is None else 0.9 * running + 0.1 * mean            # of the loss
             progress.set_postfix(loss=f"{running:.4f}")
-            losses = validate() if due else {}
+            losses = stage.validate() if due else {}
             if rank() == 0:
                 report.add(after, time.monotonic() - began, mean, **losses)
         if stage.sample and (last or after % run.sample_every == 0):
-            with state.averaged():
+            with state.averaged(), torch.compiler.set_stance("force_eager"):             # it would compile again
                 picture = stage.sample()
             if rank() == 0:
                 with atomic_write(run.out / f"{run.stage}-{after:06}.png") as path:
                     picture.save(path)
         if due:
             state.write(after, time.monotonic() - began)
+            tqdm.write(f"{run.stage} step {after}: loss {running:.4f}")
             if rank() == 0:
                 report.draw()
-                tqdm.write(f"{run.stage} step {after}: loss {running:.4f}")
         if last:
             break
-    wait_for_all()
-
-
-def check_finite(first_bad_step, stage, state, run):
-    """ValueError that names the clips of the first step whose loss or gradient is not finite, if there is one."""
-    if first_bad_step < run.steps:
-        clips = ", ".join(stage.names(stage.pick(first_bad_step, generator(first_bad_step, run))))
-        raise ValueError(f"the loss or its gradient is not finite at step {first_bad_step}; the clips of its batch: "
-                         f"{clips}; {state.last_good()}")
 
 
 def learning_rate_scale(step, left, warmup, cooldown):
     """The factor of the learning rates: rises over the first `warmup` steps, falls to 0 over the last share `cooldown`.
-
-    left: the share of the run that is still to do, from 1 to 0.
-    """
-    rising = (step + 1) / (warmup + 1)
-    falling = max(left, 0) / max(cooldown, 1e-9)                             # cooldown 0: never below 1
+    left: the share of the run that is still to do, from 1 to 0."""
+    rising, falling = (step + 1) / (warmup + 1), max(left, 0) / max(cooldown, 1e-9)      # cooldown 0: never below 1
     return min(1, rising, falling)
 
 
-def generator(step, run):
-    """All random numbers of a step. The factor is larger than any number of steps: two seeds share no step."""
-    return torch.Generator(run.device).manual_seed(run.seed * 10_000_000 + step)
-
-
-class Objective(nn.Module):
-    """A model and its loss as one module, so that DistributedDataParallel sees the whole step."""
-
-    def __init__(self, model, loss_of):
-        super().__init__()
-        self.model, self.loss_of = model, loss_of
-
-    def forward(self, *tensors):
-        return self.loss_of(*tensors)
-
-
 def make_train_step(stage, state, run, start=0):
-    """Returns train_step(step, scale) -> loss: one step at `scale` times the learning rates. The loss it returns is not
-    finite if a gradient is not.
-
-    Side effect: turns off cuDNN attention for this process. Its gradient is NaN where all scores are near -120 (pytorch
-    issue 196678), and it is no faster in training.
-    """
+    """Returns train_step(step, scale) -> loss: one step at `scale` times the learning rates. Side effect: turns off
+    cuDNN attention for this process. Its gradient is NaN where all scores are near -120 (pytorch issue 196678), and it
+    is no faster in training."""
     torch.backends.cuda.enable_cudnn_sdp(False)
-    objective = Objective(stage.model, stage.loss_of)
-    if world_size() > 1 and not run.fsdp:
-        objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+    objective = stage.loss_of
+    if world_size() > 1 and not run.fsdp:                                    # DDP wants one module that holds the model
+        module = nn.Module()                                                 # and returns the loss
+        module.model, module.forward = stage.model, stage.loss_of
+        objective = DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def batch(step):                                                         # this process's share of it
-        random = generator(step, run)
+        random = run.generator(step)
         return [x[rank()::world_size()] for x in stage.load(stage.pick(step, random), random)]
 
     def backward(*tensors):                                                  # in --accumulate parts, one by one
@@ -198,7 +165,6 @@ def make_train_step(stage, state, run, start=0):
             state.collect_gradients()
             total = total + loss.detach()
         return total
-
     compute = record_cuda_graph(backward, batch(start), state) if run.cuda_graph else backward
 
     def train_step(step, scale=1.0):
@@ -208,8 +174,6 @@ def make_train_step(stage, state, run, start=0):
     return train_step                                                        # even if its loss is
 
 
-# --------------------------------------------------------------------------------------------- trading time and memory
-
 def record_cuda_graph(backward, example, state):
     """`backward` as one recorded CUDA graph: the kernels of a small model end sooner than they are launched."""
     static, side = [x.clone() for x in example], torch.cuda.Stream()
@@ -218,10 +182,8 @@ def record_cuda_graph(backward, example, state):
         for _ in range(3):                                                   # cuDNN and cuBLAS choose their kernels in
             backward(*static)                                                # the first calls, before the recording
     torch.cuda.current_stream().wait_stream(side)
-    for p in state.parameters.values():                                      # the recorded backward makes the gradients
-        p.grad = None
-    state.grads_empty = True
-    graph = torch.cuda.CUDAGraph()
+    state.stage.model.zero_grad()                                            # the recorded backward makes the gradients
+    state.grads_empty, graph = True, torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = backward(*static)
 
@@ -242,8 +204,7 @@ def compile_blocks(model, blocks):
 
 
 def checkpoint_blocks(model, blocks):
-    """Keeps no activation from inside a block but computes them again in the backward pass: less memory, more time.
-    Nothing in a block is random."""
+    """The backward pass computes the activations in a block again: less memory, more time. Nothing there is random."""
     for part in model.modules():
         if isinstance(part, blocks):
             part.forward = partial(recompute, part.forward, use_reentrant=False, preserve_rng_state=False)

@@ -1,10 +1,6 @@
-"""What every stage needs before its first step: the parts it reads, its clips as latents, and a held-out loss.
-
-defines  Clips; open_component, frozen_parts, schedule_for_eq_5; latent_clips, write_latents; train_on_latents
-
-A stage reads the parts it does not train from --out if an earlier stage wrote them there, otherwise from --model, and
-prints which. Model sizes come from the config files in --model.
-"""
+"""What every stage needs before its first step: the parts it reads, its clips as latents, and a held-out loss. A stage
+reads the parts it does not train from --out if an earlier stage wrote them there, otherwise from --model, and prints
+which. Model sizes come from the config files in --model."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,29 +16,26 @@ from data.toyset import ToySet
 from microcinema import COMPONENT_CLASSES, encode_video
 from sampler import NoiseSchedule
 from sd21 import weights
+from sd21.command import fps, positive_int
 from sd21.layers import SpatialTransformer
+from sd21.options import option
 from sd21.text import Tokenizer
-from training.distributed import rank, same_on_all_ranks, world_size
+from training.distributed import check_shared, rank, world_size
 from training.loop import Stage, checkpoint_blocks, compile_blocks, fit
 from unet3d import Block, Downsample, ResnetBlock, TemporalAttention, UNet3D, Upsample
 
 COMPILED = (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)     # block by block
 RECOMPUTED = (ResnetBlock, SpatialTransformer, TemporalAttention)            # in the backward pass, by --checkpointing
-HELD_OUT = 32                                                                # clips: a loss of them is stable to 1 %
 
-
-# ----------------------------------------------------------------------------------------------------- parts of a model
 
 def open_component(name, run, model):
     """The Component that a stage reads: from run.out if an earlier stage wrote it, else from `model`."""
     components = weights.resolve_components(model, run.out)
     if name not in components:
         raise ValueError(f"{model}: holds no {name}, and {run.out} neither; train stage {name} first")
-    component = components[name]
-    if not same_on_all_ranks(int(component.place == run.out), run.device):
-        raise ValueError(f"{run.out / name}: not all processes see the same there; want a folder that all hosts share")
-    print(f"{name}: from {component.place}")
-    return component
+    check_shared(run.out / name, int(components[name].place == run.out), run.device)
+    print(f"{name}: from {components[name].place}")
+    return components[name]
 
 
 def load(component, run=None, **fixed):
@@ -77,17 +70,15 @@ def schedule_for_eq_5(place, device):
     return schedule.to(device)
 
 
-# ---------------------------------------------------------------------------------------------------------------- clips
-
 @dataclass(frozen=True)
 class Clips:
     """Which clips a stage trains on, and how windows are cut from them. The defaults are the paper's."""
-    data: Path | None = None        # folder of clips with captions; None: the toy set
-    latents: Path | None = None     # folder that `train.py latents` wrote, instead of clips
-    clips: int = 50_000             # clips of the toy set, or windows of the folder
-    frames: int = 9                 # N (Sec. 4.1)
-    fps: float = 2.0                # Sec. 4.1
-    size: int = 320                 # height and width in pixels (Sec. 3.1)
+    data: Path | None = option(None, "folder of clips with captions, see data/folder.py (default: the toy set)", Path)
+    latents: Path | None = option(None, "folder that `train.py latents` wrote: train on it instead of --data", Path)
+    clips: int = option(50_000, "how many clips of the toy set, or windows of yours", positive_int)
+    frames: int = option(9, "N, frames of a clip (9, Sec. 4.1; 17 in the ablations)", positive_int)
+    fps: float = option(2.0, "frames a second of a clip (2, Sec. 4.1); shorter clips need more", fps)
+    size: int = option(320, "height and width in pixels (320, Sec. 3.1)", positive_int)
     seed: int = 0
     windows: tuple = ()             # frame rates of the windows, where they are not all at `fps`
 
@@ -100,28 +91,25 @@ class Clips:
     def dataset(self, count, held_out=False):
         """`count` of them as a dataset: of the held-out tenth, or of the rest."""
         options = (count, self.frames, self.fps, self.size, self.seed, held_out, self.windows)
-        if self.data is None:
-            return ToySet(*options)
-        dataset = FolderSet(self.data, *options)
-        if not held_out:
+        dataset = FolderSet(self.data, *options) if self.data else ToySet(*options)
+        if self.data and not held_out:
             print(f"{self.data}: {dataset.summary()}")
         return dataset
 
     def two_sets(self):
-        """[the clips to train on, a few held-out clips]."""
-        return [self.dataset(self.clips), self.dataset(min(HELD_OUT, self.clips), held_out=True)]
+        """[the clips to train on, 32 held-out clips: a loss of them is stable to 1 %]."""
+        return [self.dataset(self.clips), self.dataset(min(32, self.clips), held_out=True)]
 
     def cache_key(self, vae):
         """The settings that cached latents must match."""
         return {"frames": self.frames, "fps": list(self.windows) or [self.fps], "size": self.size, "scale": vae.scale}
 
-
-def latent_clips(vae, clips, run):
-    """[the clips to train on, a few held-out clips] as Latents."""
-    if clips.latents:
-        return latents.read(clips.latents, clips.cache_key(vae))
-    return [latents.encode(partial(encode_video, vae), dataset, run.batch, run.device, rank(), world_size())
-            for dataset in clips.two_sets()]
+    def encoded(self, vae, run):
+        """The two sets as Latents."""
+        if self.latents:
+            return latents.read(self.latents, self.cache_key(vae))
+        return [latents.encode(partial(encode_video, vae), dataset, run.batch, run.device, rank(), world_size())
+                for dataset in self.two_sets()]
 
 
 def write_latents(run, clips, recipe):
@@ -130,51 +118,42 @@ def write_latents(run, clips, recipe):
         raise ValueError("latents: takes one process, not torchrun")
     vae = load(weights.component("vae", recipe.model), run)
     key = {"data": str(clips.data or "toy set"), "model": str(recipe.model), "seed": run.seed, "bf16": run.bf16}
-    latents.write(partial(encode_video, vae), clips.two_sets(), run.out, run.batch, run.device,
-                  key | clips.cache_key(vae))
+    key |= clips.cache_key(vae)
+    latents.write(partial(encode_video, vae), clips.two_sets(), run.out, run.batch, run.device, key)
     print(f"{run.out}: {clips.clips} clips of {clips.frames} frames")
 
 
-# --------------------------------------------------------------------------------------- stages image, video and tsr
-
-def train_on_latents(run, clips, vae, tokenizer, schedule, model, groups, loss_of, make_batch, drop_text, save,
-                     sample):
-    """Trains on latents: makes the Stage of image, video and tsr, prints what to expect, and fits it.
-
-    loss_of(z_0, ids, t, eps_n, f_theta=the model's) -> loss. make_batch is train.make_batch. sample(held_out), of
-    Latents, -> a picture.
-    """
-    train_set, held_out = latent_clips(vae, clips, run)
-    ids, held_out_ids = (tokenizer(some.captions).to(run.device) for some in (train_set, held_out))
-    empty_ids, count = tokenizer([""]).to(run.device), len(schedule.alpha_bar)
-    shown = held_out.rows(torch.arange(min(HELD_OUT, len(held_out)), device=run.device), run.device)
+def train_on_latents(run, clips, cinema, model, groups, loss_of, make_batch, drop_text, save, sample):
+    """Trains on latents: makes the Stage of image, video and tsr, prints what to expect, and fits it. cinema: has the
+    parts. loss_of(z_0, ids, t, eps_n, f_theta=the model's) -> loss. sample(held_out), of Latents, -> a picture."""
+    train_set, held_out = clips.encoded(cinema.vae, run)
+    ids, held_out_ids, empty_ids = (cinema.tokenizer(captions).to(run.device)
+                                    for captions in (train_set.captions, held_out.captions, [""]))
+    steps = len(cinema.schedule.alpha_bar)
+    z_0 = held_out.rows(torch.arange(len(held_out), device=run.device), run.device)
     if run.checkpointing:
         checkpoint_blocks(model, RECOMPUTED)
     if run.compile:
         compile_blocks(model, COMPILED)
-
-    def pick(step, random):
-        return torch.randint(0, len(train_set), (run.batch,), generator=random, device=run.device)
-
-    def load_batch(rows, random):
-        return make_batch(train_set.rows(rows, run.device), ids[rows], empty_ids, drop_text, count, random)
-
-    def validate(loss_of=loss_of):
-        return loss_by_bucket(loss_of, shown, held_out_ids[:len(shown)], count)
-
-    zero_prediction = validate(partial(loss_of, f_theta=lambda z_t, *_: torch.zeros_like(z_t)))
-    print_header(zero_prediction, drop_text)
-    fit(Stage(model, groups, pick, load_batch, loss_of, lambda rows: [train_set.names[i] for i in rows.tolist()], save,
-              validate, lambda: sample(held_out), sharding_units), run)
+    # What guidance will need, and a loss to compare the first one with.
+    zero = partial(loss_of, f_theta=lambda z_t, *_: torch.zeros_like(z_t))
+    losses = loss_by_bucket(zero, z_0, held_out_ids, steps).values()
+    print(f"{'share of clips':16}{'text c':10}{'z^c':8}noise prior      (guidance drops the text only)\n"
+          f"{1 - drop_text:<16.0%}{'kept':10}{'kept':8}kept\n{drop_text:<16.0%}{'dropped':10}{'kept':8}kept\n"
+          f"loss of a network that always answers 0: {sum(losses) / len(losses):.4f}")
+    fit(Stage(model, groups, loss_of=loss_of, save=save, units=sharding_units,
+              pick=lambda _, random: torch.randint(len(train_set), (run.batch,), generator=random, device=run.device),
+              load=lambda rows, random: make_batch(train_set.rows(rows, run.device), ids[rows], empty_ids, drop_text,
+                                                   steps, random),
+              names=lambda rows: [train_set.names[i] for i in rows.tolist()],
+              validate=lambda: loss_by_bucket(loss_of, z_0, held_out_ids, steps), sample=lambda: sample(held_out)), run)
 
 
 @torch.no_grad()
 def loss_by_bucket(loss_of, z_0, ids, steps, buckets=5):
     """The loss on held-out clips by diffusion step, on the same clips, steps and noise each time: {"t 0-199": loss}.
-
     Eq. 5 is mostly noise that no model can predict, so its mean hardly moves. By bucket of t, a reader can tell "flat"
-    from "learning".
-    """
+    from "learning"."""
     random, losses = torch.Generator(z_0.device).manual_seed(0), {}
     for k in range(buckets):
         low, high = k * steps // buckets, (k + 1) * steps // buckets
@@ -184,14 +163,6 @@ def loss_by_bucket(loss_of, z_0, ids, steps, buckets=5):
             parts = zip(*(x.split(4) for x in (z_0, ids, t, eps_n)), strict=True)        # 4: bounds the memory
             losses[f"t {low}-{high - 1}"] = sum(loss_of(*part).item() * len(part[0]) for part in parts) / len(z_0)
     return losses
-
-
-def print_header(zero_prediction, drop_text):
-    """Prints, before the first step, what guidance will need, and a loss to compare the first one with."""
-    kept = 1 - drop_text
-    print(f"{'share of clips':16}{'text c':10}{'z^c':8}noise prior      (guidance drops the text only)\n"
-          f"{kept:<16.0%}{'kept':10}{'kept':8}kept\n{drop_text:<16.0%}{'dropped':10}{'kept':8}kept")
-    print(f"loss of a network that always answers 0: {sum(zero_prediction.values()) / len(zero_prediction):.4f}")
 
 
 def sharding_units(network):

@@ -1,19 +1,15 @@
 """Spatial super-resolution: Sec. 3.1, "an off-the-shelf spatial super-resolution model", 320 to 1280 pixels.
 
-in       frames [k, 3, H, W] in [-1, 1]
-out      the same, 4 times (Lanczos: 2 to 16 times) as high and wide
-defines  load_upscaler: a name or a file -> a function frames -> frames; SRVGG, the network that ships here; lanczos
 our reading  The paper names no model. The default is Real-ESRGAN's small one for videos (Wang et al. 2021): 0.6 million
              parameters, one frame at a time. The others are Lanczos, to compare, and any network in a TorchScript file
              that takes and returns RGB in [0, 1]. A TorchScript file is a program: load only what you trust.
 """
-
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -27,7 +23,6 @@ REAL_ESRGAN = Path(__file__).parent / "realesr-animevideov3-x4.fp16.safetensors"
 class SRVGG(nn.Module):
     """18 convolutions at the small size. The last gives the 4 x 4 pixels that replace each pixel, as a difference from
     the enlarged picture in which each pixel is repeated. x [k, 3, H, W] in [0, 1] -> [k, 3, 4 H, 4 W]."""
-
     def __init__(self, channels=64, layers=16, scale=4):
         super().__init__()
         self.scale, self.body = scale, nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.PReLU(channels))
@@ -41,18 +36,14 @@ class SRVGG(nn.Module):
 
 def lanczos(frames, scale):
     """Pillow's Lanczos filter, frame by frame."""
-    h, w = frames.shape[2] * scale, frames.shape[3] * scale
-    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in to_pixels(frames.cpu())]
-    large = np.stack([np.asarray(picture.resize((w, h), Image.Resampling.LANCZOS)) for picture in pictures])
-    return from_pixels(torch.from_numpy(large).permute(0, 3, 1, 2)).to(frames.device)
+    pictures = to_pixels(frames.cpu()).permute(0, 2, 3, 1).numpy()
+    large = [ImageOps.scale(Image.fromarray(picture), scale, Image.Resampling.LANCZOS) for picture in pictures]
+    return from_pixels(torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2)).to(frames.device)
 
 
 def load_upscaler(name="realesrgan", scale=4, device="cpu"):
-    """A function frames -> frames. `name`: "realesrgan", "lanczos" or a TorchScript file.
-
-    Raises ValueError if the file cannot be loaded, or if this upscaler does not do this scale. The function raises it
-    if the network does not take such frames or returns others.
-    """
+    """A function: frames [k, 3, H, W] in [-1, 1] -> [k, 3, scale H, scale W]. `name`: realesrgan, lanczos or a file.
+    Raises ValueError if it cannot be loaded or made for this scale; the function does if the network does not fit."""
     if not 2 <= scale <= 16:
         raise ValueError(f"upscale {scale}: want 2 to 16")
     if name == "lanczos":
@@ -65,26 +56,25 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
             network.load_state_dict(load_file(REAL_ESRGAN))
         except (SafetensorError, OSError) as e:
             raise ValueError(f"{REAL_ESRGAN}: cannot be read ({e}); copy the project's file again") from None
-    elif not Path(name).is_file():
-        raise ValueError(f"upscaler {name}: want realesrgan, lanczos or a TorchScript file")
-    else:
+    elif Path(name).is_file():
         try:
             network = torch.jit.load(name, map_location="cpu")
         except RuntimeError:
             raise ValueError(f"upscaler {name}: not a TorchScript file (torch.jit.save writes one)") from None
+    else:
+        raise ValueError(f"upscaler {name}: want realesrgan, lanczos or a TorchScript file")
     network = network.float().eval().to(device)
 
     @torch.inference_mode()
     def upscale(frames):
         try:
             large = network((frames.to(device) + 1) / 2)
-            shape = list(large.shape)
+            shape, given = list(large.shape), list(frames.shape)
         except (RuntimeError, AttributeError) as e:     # a file's network may want other inputs, or return no tensor
             if is_out_of_memory(e):                     # not the network's fault
                 raise
             raise ValueError(f"upscaler {name}: {str(e).strip().splitlines()[-1]}") from None
-        if shape != [*frames.shape[:2], frames.shape[2] * scale, frames.shape[3] * scale]:
-            raise ValueError(f"upscaler {name}: makes {shape} of {list(frames.shape)}, "
-                             f"which is not {scale} times as large")
+        if shape != [*given[:2], given[2] * scale, given[3] * scale]:
+            raise ValueError(f"upscaler {name}: makes {shape} of {given}, which is not {scale} times as large")
         return large.clamp(0, 1) * 2 - 1
     return upscale
