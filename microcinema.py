@@ -36,8 +36,7 @@ from appearnet import VideoModel
 from data.media import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, NoiseSchedule, appearance_noise, guide
 from sd21 import weights
-from sd21.command import ArgumentParser, device, positive_int, run
-from sd21.options import add_options, option
+from sd21.command import ArgumentParser, add_options, device, option, positive_int, run
 from sd21.text import TextEncoder, Tokenizer, with_fps
 from sd21.vae import AutoencoderKL
 from unet3d import UNet3D, fold, unfold

@@ -30,8 +30,7 @@ from data.media import video_rows
 from microcinema import MicroCinema, Sampling, tsr_condition
 from sampler import add_noise, appearance_noise
 from sd21 import weights
-from sd21.command import existing_path, finite_float, share
-from sd21.options import option
+from sd21.command import existing_path, finite_float, option, share
 from training import options, prepare
 from unet3d import UNet3D
 

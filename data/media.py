@@ -115,16 +115,20 @@ def write_video(frames, path, fps=2.0):
     check_output(path)
     if not fps > 0:
         raise ValueError(f"{fps} frames a second: want more than 0")
-    frames = [frame.cpu() for frame in (frames.unbind(1) if torch.is_tensor(frames) else frames)]
-    for frame in frames:
-        if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or frame.shape != frames[0].shape:
-            raise ValueError(f"frames of a video are uint8 [3, H, W], all alike, not {frame.dtype} {list(frame.shape)}")
-    if not frames or not frames[0].numel():
-        raise ValueError("a video needs at least one frame, and a frame at least one pixel")
-    frames = torch.stack(frames).permute(0, 2, 3, 1).numpy()                 # [n, H, W, 3]
-    _, h, w, _ = frames.shape
-    pictures, kind = (Image.fromarray(frame) for frame in frames), path.suffix.lower()
-    with atomic_write(path) as part:
+    with tempfile.TemporaryFile(dir=path.parent) as spool, atomic_write(path) as part:           # frames wait on disk
+        n, shape = 0, None
+        for n, frame in enumerate(frames.unbind(1) if torch.is_tensor(frames) else frames, 1):
+            if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or (shape or frame.shape) != frame.shape:
+                raise ValueError(f"frames of a video are uint8 [3, H, W], all alike, not {frame.dtype} "
+                                 f"{list(frame.shape)}")
+            shape = frame.shape
+            spool.write(frame.cpu().permute(1, 2, 0).contiguous().numpy().tobytes())
+        if not n or not shape.numel():
+            raise ValueError("a video needs at least one frame, and a frame at least one pixel")
+        spool.flush()
+        frames = np.memmap(spool, np.uint8, "r", shape=(n, *shape[1:], 3))   # [n, H, W, 3]
+        _, h, w, _ = frames.shape
+        pictures, kind = (Image.fromarray(frame) for frame in frames), path.suffix.lower()
         if kind in (".gif", ".webp", ".apng"):
             if kind == ".gif":           # one palette for all frames; with one a frame, parts that do not move flicker
                 # We show it about 128 x 128 pixels of each: k-means on all pixels takes half a minute.
@@ -141,7 +145,8 @@ def write_video(frames, path, fps=2.0):
             command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}",
                        "-r", str(fps), "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2",        # yuv420p: even sizes
                        "-pix_fmt", "yuv420p", str(part)]
-            done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+            spool.seek(0)
+            done = subprocess.run(command, stdin=spool, capture_output=True)
             if done.returncode:
                 log = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
                 raise OSError(f"ffmpeg failed: {log.splitlines()[-1]}")

@@ -1,10 +1,11 @@
-"""What all commands share: one-line errors, checks of option values (argparse types), exit codes."""
+"""What all commands share: options and the checks of their values (argparse types), one-line errors, exit codes."""
 
 import argparse
 import math
 import os
 import sys
 from contextlib import suppress
+from dataclasses import field, fields
 from pathlib import Path
 
 import torch
@@ -45,6 +46,25 @@ def device(text):
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
     return text
+
+
+def option(default, help, type=str, **more):
+    """A dataclass field that is a command-line option too: name, default, check and help stand in one place."""
+    kind = {"action": "store_true"} if type is bool else {"type": type}
+    return field(default=default, metadata={"help": help} | kind | more)
+
+
+def add_options(parser, settings_class, only=None, without=(), **more):
+    """Adds the options of a settings class to a parser: all, those in `only`, or all but `without`."""
+    for item in fields(settings_class):
+        if item.metadata and item.name not in without and (only is None or item.name in only):
+            parser.add_argument(f"--{item.name.replace('_', '-')}", **{"default": item.default} | item.metadata | more)
+
+
+def from_args(settings_class, args):
+    """The settings in parsed arguments. A field without an argument keeps its default."""
+    names = [item.name for item in fields(settings_class) if hasattr(args, item.name)]
+    return settings_class(**{name: getattr(args, name) for name in names})
 
 
 def is_out_of_memory(error):

@@ -17,7 +17,8 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
 def channels_last_group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """`group_norm` by sums of single channels: it reads and writes channels-last memory without a copy."""
     h = x.movedim(1, -1).flatten(1, -2).unflatten(-1, (groups, -1)).float()  # [b, places, groups, c / groups]
-    # Sums in float32: E[x^2] - E[x]^2 would cancel in 16 bits.
+    # E[x^2] - E[x]^2 cancels where the mean is large: sums in float32, of differences from one value of the group.
+    h = h - h[:, :1, :, :1].detach()
     sums = torch.stack([h.sum(1, keepdim=True), h.square().sum(1, keepdim=True)])
     mean, square = sums.mean(-1, keepdim=True) / h.shape[1]                  # [b, 1, groups, 1] each
     scale = ((square - mean * mean).clamp(min=0) + eps).rsqrt()

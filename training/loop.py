@@ -19,9 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from sd21.command import device, natural, positive_float, positive_int, seed, share
+from sd21.command import device, natural, option, positive_float, positive_int, seed, share
 from sd21.files import atomic_write
-from sd21.options import option
 from training.distributed import all_reduce, rank, world_size
 from training.report import Report
 from training.state import TrainState

@@ -4,8 +4,7 @@ import argparse
 
 import torch
 
-from sd21.command import ArgumentParser, run
-from sd21.options import add_options, from_args
+from sd21.command import ArgumentParser, add_options, from_args, run
 from sd21.weights import component
 from training.distributed import processes
 from training.loop import Run

@@ -16,9 +16,8 @@ from data.toyset import ToySet
 from microcinema import COMPONENT_CLASSES, encode_video
 from sampler import NoiseSchedule
 from sd21 import weights
-from sd21.command import fps, positive_int
+from sd21.command import fps, option, positive_int
 from sd21.layers import SpatialTransformer
-from sd21.options import option
 from sd21.text import Tokenizer
 from training.distributed import check_shared, rank, world_size
 from training.loop import Stage, checkpoint_blocks, compile_blocks, fit

@@ -18,9 +18,8 @@ from data.latents import loader
 from data.media import from_pixels, video_rows
 from microcinema import COMPONENT_CLASSES, MicroCinema, Sampling
 from sd21 import weights
-from sd21.command import existing_path, finite_float
+from sd21.command import existing_path, finite_float, option
 from sd21.files import write_json
-from sd21.options import option
 from sd21.text import Tokenizer, learn_merges, save_merges
 from train import BaseRecipe, loss, make_batch
 from training import options, prepare
@@ -50,6 +49,32 @@ def distance(x_hat, x):
     return (x_hat - x).abs().mean() + 4 * (x_hat - x).pow(2).mean()
 
 
+def vae_loss(encode, decode, x, noise, encoder_dtype, decoder_dtype):
+    """The distance of a sample's decoding from the pictures x [b, 3, H, W], plus 1e-4 times the KL divergence of the
+    posterior from N(0, 1), which keeps latents near unit size without blurring. noise [b, 4, h, w]; 0: the mean."""
+    mean, logvar = (y.float() for y in encode(x.to(encoder_dtype)))
+    x_hat = decode((mean + (0.5 * logvar).exp() * noise).to(decoder_dtype)).float()
+    kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()
+    return distance(x_hat, x) + 1e-4 * kl
+
+
+class FrameStream:
+    """The clips of step k as frames [(b n), 3, H, W] in [-1, 1]. Workers read the clips of the next steps ahead."""
+    def __init__(self, dataset, run):
+        self.dataset, self.run, self.batches, self.next_step = dataset, run, None, None
+
+    def numbers(self, first, last):
+        """The numbers of the clips of steps first to last - 1. The set begins again at its end."""
+        return [i % len(self.dataset) for i in range(first * self.run.batch, last * self.run.batch)]
+
+    def frames(self, step):
+        """The frames of a step, on the device."""
+        if step != self.next_step:                                           # the first step, also of a resumed run
+            self.batches = iter(loader(self.dataset, self.numbers(step, self.run.steps), self.run.batch))
+        self.next_step = step + 1
+        return from_pixels(next(self.batches)["frames"].to(self.run.device)).transpose(1, 2).flatten(0, 1)
+
+
 def train_vae(run, clips, recipe):
     """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance.
     With --decoder-of, the latents are another autoencoder's and only its decoder is trained, for pictures nearer to the
@@ -65,29 +90,19 @@ def train_vae(run, clips, recipe):
     vae.to(run.device, memory_format=torch.channels_last)
     encode, decode = (torch.compile(f) if run.compile else f for f in (vae.encode, vae.decode))
     decoder_dtype = torch.bfloat16 if run.bf16 else torch.float32
-    dataset, batches, next_step = clips.dataset(clips.clips), None, None
+    stream = FrameStream(clips.dataset(clips.clips), run)
     held_out = torch.stack([item["frames"] for item in clips.dataset(3, held_out=True)])        # 3: the rows of a strip
     held_out = from_pixels(held_out.to(run.device)).transpose(1, 2)          # [3, n, 3, H, W]
 
-    def numbers(first, last):                                                # the clips of steps first to last - 1: the
-        return [i % len(dataset) for i in range(first * run.batch, last * run.batch)]    # set begins again at its end
-
     def load_batch(step, random):
-        nonlocal batches, next_step
-        if step != next_step:                                                # the first step, also of a resumed run
-            batches = iter(loader(dataset, numbers(step, run.steps), run.batch))         # workers read ahead
-        next_step = step + 1
-        x = from_pixels(next(batches)["frames"].to(run.device)).transpose(1, 2).flatten(0, 1)    # [(b n), 3, H, W]
+        x = stream.frames(step)
         some = torch.randperm(len(x), generator=random, device=run.device)[:run.batch * 4]       # neighbours are alike:
         x = x[some].contiguous(memory_format=torch.channels_last)                                # 4 stills of a clip
         shape = (len(x), vae.decoder.conv_in.in_channels, x.shape[2] // vae.factor, x.shape[3] // vae.factor)
         return x, torch.randn(shape, generator=random, device=run.device)
 
-    def loss_of(x, noise):                                                   # noise 0: the posterior's mean is decoded
-        mean, logvar = (y.float() for y in encode(x.to(vae.encoder.conv_in.weight.dtype)))       # frozen, it is float32
-        x_hat = decode((mean + (0.5 * logvar).exp() * noise).to(decoder_dtype)).float()
-        kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()            # of the posterior from N(0, 1). 1e-4 keeps
-        return distance(x_hat, x) + 1e-4 * kl                                # latents near unit size without blurring
+    def loss_of(x, noise):                                                   # a frozen encoder stays float32
+        return vae_loss(encode, decode, x, noise, vae.encoder.conv_in.weight.dtype, decoder_dtype)
 
     @torch.no_grad()
     def validate():
@@ -103,7 +118,7 @@ def train_vae(run, clips, recipe):
     name = "decoder" if recipe.decoder_of else "autoencoder"
     fit(Stage(trained, [{"name": name, "params": list(trained.parameters()), "lr": recipe.lr}],
               pick=lambda step, random: step, load=load_batch, loss_of=loss_of, validate=validate, sample=sample,
-              names=lambda step: [dataset[i]["name"] for i in numbers(step, step + 1)],
+              names=lambda step: [stream.dataset[i]["name"] for i in stream.numbers(step, step + 1)],
               save=lambda tensors: weights.save(vae.state_dict() | tensors, config, run.out / "vae")), run)
     if rank() == 0 and not recipe.decoder_of:
         write_json(config | {"scaling_factor": measure_scale(run, clips)}, run.out / "vae" / "config.json")
