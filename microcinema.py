@@ -55,7 +55,7 @@ class Sampling:
     frames: int = option(9, "N, frames of the video (9, Sec. 4.1); best odd: the key frame is the centre", int)
     fps: float = 2.0                # frames a second that the model was trained for (Sec. 4.1)
     steps: int = option(50, "denoising steps of each stage (50)", int)
-    guidance: float = option(7.5, "guidance scale w (7.5); 1: the plain conditional model, more: exaggerated text", float)
+    guidance: float = option(7.5, "guidance scale w (7.5); 1: the plain conditional model, more exaggerates", float)
     lam: float = option(0.03, "lambda of Eq. 3, z^c in the noise at every step; as trained (0.03, Fig. 6)", float)
     gamma: float = option(0.02, "gamma of Sec. 4.2.2, extra z^c in the first noise (0.02, Fig. 6)", float)
     eta: float = option(0.0, "share of fresh noise in each step of DDIM: 0 (default) solves the ODE, 1 is DDPM", float)
@@ -270,15 +270,12 @@ class MicroCinema:
         parts = {"tokenizer": Tokenizer.load(components["tokenizer"].place), "text_encoder": load("text_encoder"),
                  "vae": load("vae"), "unet": load("unet", temporal=False),
                  "schedule": weights.load_schedule(components["scheduler"], NoiseSchedule)}
-        if "video" in components:
-            sampling = weights.read_settings(components["video"], "sampling", Sampling)
-            parts |= {"video": load("video"), "sampling": sampling}
-        else:
+        if "video" not in components:
             model = VideoModel.grow(parts["unet"]).eval()
             parts |= {"video": model, "tsr": model, "trained": False}
-        if "tsr" in components:
-            sampling = weights.read_settings(components["tsr"], "sampling", Sampling)
-            parts |= {"tsr": load("tsr"), "tsr_sampling": sampling}
+        for name, settings in (("video", "sampling"), ("tsr", "tsr_sampling")):
+            if name in components:
+                parts |= {name: load(name), settings: weights.read_settings(components[name], "sampling", Sampling)}
         weights.check_sizes_match(parts, components)
         return cls(**parts)
 

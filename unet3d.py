@@ -217,6 +217,11 @@ class MidBlock(Block):
         return self.resnets[1](h, emb, n)
 
 
+def inject(h, injections, name):
+    """h plus what AppearNet sends to the output of that name, if it sends anything."""
+    return h + injections[name] if name in injections else h
+
+
 class Encoder(nn.Module):
     """What U-Net and AppearNet share: first convolution, time embedding, encoder and middle (Sec. 3.2).
 
@@ -252,22 +257,20 @@ class Encoder(nn.Module):
         """frames [(b n), 4, h, w] -> (emb [(b n), d], {name: output [(b n), c, h, w]} of every part).
 
         `injections` holds, by name, what AppearNet sends: see UNet3D."""
-        def inject(name, h):
-            return h + injections[name] if name in injections else h
-
         emb = self.time_embedding(t).repeat_interleave(n, dim=0)
         h = self.temporal_conv_in(self.conv_in(frames), n)
         outputs = {"conv_in": h}
         for i, block in enumerate(self.down_blocks):
             for j, resnet in enumerate(block.resnets):
                 name = f"down_blocks.{i}.resnets.{j}"
-                h = outputs[name] = inject(name, resnet(h, emb, n, injections.get(f"{name}.temporal_conv2.norm")))
+                h = resnet(h, emb, n, injections.get(f"{name}.temporal_conv2.norm"))
+                h = outputs[name] = inject(h, injections, name)
                 if block.attentions:
                     name = f"down_blocks.{i}.attentions.{j}"
-                    h = outputs[name] = inject(name, block.attend(j, h, text, n))
+                    h = outputs[name] = inject(block.attend(j, h, text, n), injections, name)
             for downsample in block.downsamplers:
                 h = outputs[f"down_blocks.{i}.downsamplers.0"] = downsample(h, n)
-        outputs["mid_block"] = inject("mid_block", self.mid_block(h, emb, text, n))
+        outputs["mid_block"] = inject(self.mid_block(h, emb, text, n), injections, "mid_block")
         return emb, outputs
 
 
@@ -308,14 +311,11 @@ class UNet3D(Encoder):
         h, skips = outputs["mid_block"], [outputs[name] for name in self.skips]
         for i, block in enumerate(self.up_blocks):
             for j, resnet in enumerate(block.resnets):
-                name, skip = f"up_blocks.{i}.resnets.{j}", skips.pop()
-                if f"{name}.skip" in injections:
-                    skip = skip + injections[f"{name}.skip"]
+                name = f"up_blocks.{i}.resnets.{j}"
+                skip = inject(skips.pop(), injections, f"{name}.skip")
                 h = resnet(torch.cat([h, skip], dim=1), emb, n, injections.get(f"{name}.temporal_conv2.norm"))
                 if block.attentions:
-                    h = block.attend(j, h, text, n)
-                    name = f"up_blocks.{i}.attentions.{j}"
-                    h = h + injections[name] if name in injections else h
+                    h = inject(block.attend(j, h, text, n), injections, f"up_blocks.{i}.attentions.{j}")
             for upsample in block.upsamplers:
                 h = upsample(h, n)
         h = self.conv_out(F.silu(self.conv_norm_out(h)))

@@ -6,7 +6,6 @@
 our reading  The paper gives neither measures nor thresholds. Motion is the mean absolute difference between adjacent
              frames at the rate of training, from 0 to 1. It tells stills and hard cuts from motion.
 """
-
 import json
 import os
 import sys

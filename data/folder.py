@@ -6,7 +6,6 @@ out      FolderSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str, "name": 
 our reading  Frames are read by time, not by index, since frames of real files differ in duration. Clips that cannot be
              used are skipped and named, not replaced by black frames. `python -m data.folder my_clips` shows the rest.
 """
-
 import csv
 import functools
 import json
@@ -60,8 +59,8 @@ def _read_rows(file):
 def read_captions(folder):
     """{path of a clip: {"text": its caption or "", "fps": its rate, for folders of pictures}}, for all clips named.
     `folder` may also be a metadata file. Raises ValueError in one line."""
-    files = [folder] if folder.is_file() else [folder / "metadata.jsonl", folder / "metadata.csv"]
-    files, captions = [file for file in files if file.is_file()], {}
+    files = [file for file in (folder, folder / "metadata.jsonl", folder / "metadata.csv") if file.is_file()]
+    captions = {}
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:                                                   # a .txt describes the file or folder with its stem

@@ -5,7 +5,6 @@ out      Latents: z_0 and captions, in memory, or in a folder as latents.json an
 our reading  z_0 is the mean of the posterior times the scale. A shard is mapped into memory, not read: a million clips
              of the paper's size take 115 GB, of which a batch needs one or two megabytes.
 """
-
 import json
 import os
 from pathlib import Path
@@ -59,8 +58,7 @@ def _encode(encode_video, clips, indices, batch, device, quiet=False):
 def encode(encode_video, clips, batch, device, rank=0, world=1):
     """All clips as Latents in memory on the device. Under torchrun each process encodes its share and gets the others'.
     encode_video: frames [b, 3, n, H, W], float32 in [-1, 1] -> z_0 [b, 4, n, h, w]."""
-    # A rank without a last clip encodes a first one again.
-    indices = [(start + rank) % len(clips) for start in range(0, len(clips), world)]
+    indices = [(start + rank) % len(clips) for start in range(0, len(clips), world)]    # wraps: all ranks get as many
     z, captions, names = _encode(encode_video, clips, indices, batch, device, quiet=rank > 0)
     if world == 1:
         return Latents([z], captions, names)
@@ -84,8 +82,7 @@ def write(encode_video, sets, out, batch, device, cache_key, shard=1000):
         for number, first in enumerate(range(0, len(clips), shard)):
             file = out / f"{name}-{number:05}.safetensors"
             if not file.exists():
-                indices = range(len(clips))[first:first + shard]
-                z, captions, names = _encode(encode_video, clips, indices, batch, device)
+                z, captions, names = _encode(encode_video, clips, range(len(clips))[first:first + shard], batch, device)
                 write_tensors({"z_0": z.cpu()}, file, {"captions": json.dumps(captions), "names": json.dumps(names)})
 
 

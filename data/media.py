@@ -3,7 +3,6 @@
 in       a picture of any size and mode  -> [3, H, W] in [-1, 1]                                        (read_picture)
 out      frames, each uint8 [3, H, W]    -> GIF, WebP, APNG, PNG contact sheet, folder of PNGs, mp4     (write_video)
 """
-
 import os
 import re
 import shutil
@@ -32,6 +31,11 @@ def from_pixels(pixels):
 def to_pixels(x):
     """[-1, 1] -> uint8, rounded to the nearest; values outside [-1, 1] are clamped."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_clips(videos):
+    """Videos [b, 3, n, H, W] in [-1, 1] -> uint8 [b, n, H, W, 3]."""
+    return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 def one_line(error):
@@ -64,8 +68,7 @@ def read_picture(path, height, width):
 
 
 def centre(image, height, width):
-    """The largest centred box of the wanted shape, resized: (RGB picture, notes on what was done). Takes any mode:
-    transparent pixels become white; 16 bits are scaled, not clipped."""
+    """The largest centred box, resized: (RGB picture, notes). Any mode: transparent turns white, 16 bits are scaled."""
     if image.mode.startswith("I") or image.mode == "F":             # integers of 16 or 32 bits, or floats
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         whites = (1, 255) if image.mode == "F" else (65535,)        # the usual values of white
@@ -116,19 +119,19 @@ def write_video(frames, path, fps=2.0):
     if not fps > 0:
         raise ValueError(f"{fps} frames a second: want more than 0")
     with tempfile.TemporaryFile(dir=path.parent) as spool, atomic_write(path) as part:           # frames wait on disk
-        n, shape = 0, None
-        for n, frame in enumerate(frames.unbind(1) if torch.is_tensor(frames) else frames, 1):
-            if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or (shape or frame.shape) != frame.shape:
+        shape = None
+        for frame in frames.unbind(1) if torch.is_tensor(frames) else frames:
+            shape = shape or frame.shape
+            if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or frame.shape != shape:
                 raise ValueError(f"frames of a video are uint8 [3, H, W], all alike, not {frame.dtype} "
                                  f"{list(frame.shape)}")
-            shape = frame.shape
-            spool.write(frame.cpu().permute(1, 2, 0).contiguous().numpy().tobytes())
-        if not n or not shape.numel():
+            spool.write(frame.cpu().permute(1, 2, 0).numpy().tobytes())
+        if not (shape and shape.numel()):
             raise ValueError("a video needs at least one frame, and a frame at least one pixel")
         spool.flush()
-        frames = np.memmap(spool, np.uint8, "r", shape=(n, *shape[1:], 3))   # [n, H, W, 3]
-        _, h, w, _ = frames.shape
-        pictures, kind = (Image.fromarray(frame) for frame in frames), path.suffix.lower()
+        (_, h, w), kind = shape, path.suffix.lower()
+        frames = np.memmap(spool, np.uint8, "r").reshape(-1, h, w, 3)
+        pictures = (Image.fromarray(frame) for frame in frames)
         if kind in (".gif", ".webp", ".apng"):
             if kind == ".gif":           # one palette for all frames; with one a frame, parts that do not move flicker
                 # We show it about 128 x 128 pixels of each: k-means on all pixels takes half a minute.
@@ -172,19 +175,11 @@ def contact_sheet(*clips, captions=(), gap=4):
 
 def video_rows(*videos):
     """A contact sheet of videos [b, 3, n, H, W] in [-1, 1]: the first clip of each, then the second of each, ..."""
-    pixels = [to_pixels(video).permute(0, 2, 3, 4, 1).cpu().numpy() for video in videos]     # [b, n, H, W, 3]
-    return contact_sheet(*[clip for clips in zip(*pixels, strict=True) for clip in clips])
-
-
-def write_sheet(dataset, path):
-    """Draws a contact sheet of all clips of a ToySet or FolderSet, with captions."""
-    clips, captions = zip(*[(item["frames"].permute(1, 2, 3, 0).numpy(), item["caption"]) for item in dataset])
-    with atomic_write(path) as part:
-        contact_sheet(*clips, captions=captions).save(part)
+    return contact_sheet(*[clip for clips in zip(*map(as_clips, videos), strict=True) for clip in clips])
 
 
 def sheet_command(dataset_class, parser, argv, rows, out):
-    """A command that draws a ToySet or FolderSet. All its options but --out are arguments of that class."""
+    """A command that draws clips of a ToySet or FolderSet. All its options but --out are arguments of that class."""
     add = parser.add_argument
     add("--out", type=Path, default=out, help=f"the contact sheet, a .png (default {out})")
     add(rows, dest="count", type=positive_int, default=12, help="how many clips, one a row (default 12)")
@@ -196,7 +191,9 @@ def sheet_command(dataset_class, parser, argv, rows, out):
     def draw(out, **options):
         check_output(out, [".png"])
         dataset = dataset_class(**options)
-        write_sheet(dataset, out)
+        clips, captions = zip(*[(item["frames"].permute(1, 2, 3, 0).numpy(), item["caption"]) for item in dataset])
+        with atomic_write(out) as part:
+            contact_sheet(*clips, captions=captions).save(part)
         print(dataset.summary())
         print(f"{out}: {len(dataset)} windows of {dataset.frames} frames at {options['fps']:g} fps")
         for reason, names in dataset.skipped.items():

@@ -6,7 +6,6 @@ our reading  Coloured shapes move for 4 s, 9 frames at 2 fps (Sec. 4.1). In the 
              a fixed phase of its motion: so key frame and caption determine the clip. Never mirror a clip: captions say
              left and right. `python -m data.toyset` draws a contact sheet.
 """
-
 import math
 import sys
 from collections import namedtuple
@@ -47,8 +46,7 @@ SHAPES = {"circle": lambda x, y: np.hypot(x, y) - 0.86,
           "ring": lambda x, y: abs(np.hypot(x, y) - 0.68) - 0.22,
           "square": lambda x, y: _box(x, y, 0.74, 0.74),
           "triangle": lambda x, y: np.maximum(y, abs(x) * math.sqrt(0.75) - y / 2) - 0.48,
-          "star": _star,
-          "heart": _heart,
+          "star": _star, "heart": _heart,
           "cross": lambda x, y: np.minimum(_box(x, y, 0.92, 0.31), _box(x, y, 0.31, 0.92)),
           "moon": lambda x, y: np.maximum(np.hypot(x - 0.262, y) - 0.78, 0.563 - np.hypot(x - 0.563, y))}
 ROUND = ("circle", "ring")                                          # these never turn, since nobody could see it
@@ -78,10 +76,8 @@ MOTIONS = {"moving left": ("moves to the left", lambda u: {"dx": -0.1 * u}),
                                                      "dy": 0.17 * (1 - np.cos(np.pi / 2 * u))}),
            "swinging": ("swings", _swing)}
 STILL = "standing still"                                            # only the second thing of a scene may stand still
-DESCRIPTIONS = ("{a} {colour} {shape} {speed} {motion}",
-                "a {shape} that is {colour} {verb} {speed}",
-                "the {colour} {shape} is {speed} {motion}",
-                "{colour} {shape}, {motion} {speed}",
+DESCRIPTIONS = ("{a} {colour} {shape} {speed} {motion}", "a {shape} that is {colour} {verb} {speed}",
+                "the {colour} {shape} is {speed} {motion}", "{colour} {shape}, {motion} {speed}",
                 "{a} {colour} {shape} {speed} {verb}")
 WORDINGS = len(DESCRIPTIONS)
 
@@ -121,9 +117,8 @@ class Scene(namedtuple("Scene", "things background")):
         for thing in self.things:
             verb = "stands still" if thing.motion == STILL else MOTIONS[thing.motion][0]
             a = "an" if thing.colour[0] in "aeiou" else "a"
-            description = DESCRIPTIONS[wording % WORDINGS].format(a=a, verb=verb, **vars(thing))
-            descriptions.append(" ".join(description.split()))      # an empty speed leaves two spaces
-        return " and ".join(descriptions)
+            descriptions.append(DESCRIPTIONS[wording % WORDINGS].format(a=a, verb=verb, **vars(thing)))
+        return " ".join(" and ".join(descriptions).split())         # an empty speed leaves two spaces
 
 
 def is_held_out(shape, colour, motion):
@@ -209,9 +204,8 @@ def _paint(picture, thing, x, y, radius, angle):
     sx, sy = px - 0.16, py - 0.26                                                               # as the shadow sees it
     below = np.maximum(shape(cos * sx + sin * sy, cos * sy - sin * sx), np.hypot(sx, sy) - 1)   # shortens tips
     shadow = 0.34 * _smoothstep(0.5 - below / 0.7)
-    light = 1.02 - 0.13 * (px + py)                                                             # from the upper left
     shine = 0.22 * np.exp(-5 * ((px + 0.32) ** 2 + (py + 0.36) ** 2))[..., None]
-    colour = np.float32(COLOURS[thing.colour]) * light[..., None]
+    colour = np.float32(COLOURS[thing.colour]) * (1.02 - 0.13 * (px + py))[..., None]           # lit from upper left
     colour += shine * (255 - colour)
     box = picture[top:bottom, left:right]
     under = box * (1 - shadow[..., None])

@@ -77,9 +77,8 @@ def shape_of(patch, among=None):
 
 
 def motion_of(path, times, radius, shape):
-    """(motion, speed) of the path by data.toyset.track that is nearest to a measured path [4, n]; of STILL, any speed.
-    The distance is that of a point on the rim, root mean square over the frames: growing and turning count by how far
-    they move the rim. A turn to the next angle at which the shape looks the same counts as none."""
+    """(motion, speed) whose data.toyset.track is nearest to a measured path [4, n]; of STILL, any speed. Distance: root
+    mean square of a point on the rim, which growing and turning move. A turn that looks like none counts as none."""
     speeds = np.linspace(0.3, 2.2, 96)          # half of "slowly" (0.6) to one and a half of "quickly" (1.5), by 0.02
     fits, looks = [], SYMMETRY.get(shape, 1)
     for motion in (STILL, *MOTIONS):

@@ -12,20 +12,16 @@ import numpy as np
 import torch
 
 from data.folder import FolderSet
-from data.media import check_output, from_pixels, to_pixels, write_sheet
+from data.media import as_clips, check_output, contact_sheet, from_pixels
 from data.toyset import SECONDS, frame_times, render, sample_scene
 from evaluation.measure import average, average_compared, compare, decibels, find, psnr, score_clip, squared_error
 from microcinema import UNTRAINED, MicroCinema, tsr_condition
 from sd21 import command, weights
+from sd21.files import atomic_write
 
 # Scene i has the seed [seed, FIRST_... + i]. Training has [seed, i] with i below --clips (50,000): no scene is shared.
 FIRST_SCENE, FIRST_TSR_SCENE = 1_000_000, 2_000_000
 DB, PERCENT, RATIO = "{:.1f} dB", "{:.1f} %", "{:.2f}"
-
-
-def as_clips(videos):
-    """Videos [b, 3, n, H, W] in [-1, 1] -> uint8 [b, n, H, W, 3]."""
-    return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 def score_model(cinema, count, seed=0, batch=16, held_out=False, **changes):
@@ -137,9 +133,9 @@ def score(args):
         print_table(f"{len(clips)} windows of {len(clips.clips)} clips {kind} | {' | '.join(rows['MicroCinema'])}",
                     [DB, DB, PERCENT, RATIO, RATIO, PERCENT], {row: scores.values() for row, scores in rows.items()})
         if args.out:
-            items = [{"caption": text, "frames": torch.from_numpy(clip).permute(3, 0, 1, 2)} for caption, *pair in strip
-                     for text, clip in zip((f"the truth: {caption}", "MicroCinema"), pair)]
-            write_sheet(items, args.out)
+            captions = [text for caption, *_ in strip for text in (f"the truth: {caption}", "MicroCinema")]
+            with atomic_write(args.out) as part:
+                contact_sheet(*[clip for _, *pair in strip for clip in pair], captions=captions).save(part)
             print(f"\n{args.out}: {len(strip)} of them, the truth above and the model's below")
     else:
         half, rows, centres = args.prompts // 2, {}, []

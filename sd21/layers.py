@@ -28,8 +28,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.attend = heads, attend
         self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim, channels, bias=False)
-        self.to_v = nn.Linear(context_dim, channels, bias=False)
+        self.to_k, self.to_v = (nn.Linear(context_dim, channels, bias=False) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])         # a list of one: its name is to_out.0
 
     def forward(self, x, context=None):
@@ -53,12 +52,9 @@ class TransformerBlock(nn.Module):
     """Attention within a frame, attention to the text, feed-forward. x [(b n), (h w), c], text [b, l, d]."""
     def __init__(self, channels, text_dim, heads):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, channels, heads)
-        self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, text_dim, heads)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        self.norm1, self.attn1 = nn.LayerNorm(channels), Attention(channels, channels, heads)
+        self.norm2, self.attn2 = nn.LayerNorm(channels), Attention(channels, text_dim, heads)
+        self.norm3, self.ff = nn.LayerNorm(channels), FeedForward(channels)
 
     def forward(self, x, text):
         x = x + self.attn1(self.norm1(x))

@@ -4,45 +4,42 @@ RENAME, RENAME_OLD, own_names, rename; NOT_NEEDED; family: which kind of model a
 import re
 
 # SD2.1's single file keeps the names of the code that trained it. These rules turn them into the folder's; each applies
-# to the result of those above it. K of input_blocks.K and output_blocks.K counts over all levels, three a level: twice
-# a ResBlock with attention, then the change of resolution; on the way up three, the last with a change of resolution.
-RENAME = [(re.compile(pattern), new) for pattern, new in [
+# to the result of those above it. Layers with one name each come last.
+LAYERS = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "out_layers.0": "norm2", "out_layers.3": "conv2",
+    "emb_layers.1": "time_emb_proj", "skip_connection": "conv_shortcut", "nin_shortcut": "conv_shortcut",
+    "middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0", "mlp.c_fc": "mlp.fc1",
+    "middle_block.2": "mid_block.resnets.1", "mid.block_1": "mid_block.resnets.0", "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1.norm": "mid_block.attentions.0.group_norm", "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
+    "transformer.resblocks": "encoder.layers", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_proj": "mlp.fc2",
+    "attn.in_proj_": "self_attn.qkv_proj.", "attn.out_proj": "self_attn.out_proj", "ln_final": "final_layer_norm",
+    "token_embedding": "embeddings.token_embedding"}
+RENAME = [
     (r"^model\.diffusion_model\.", "unet/"), (r"^unet/input_blocks\.0\.0", "unet/conv_in"),
-    (r"^unet/time_embed\.([02])", lambda m: f"unet/time_embedding.linear_{1 + int(m[1]) // 2}"),
+    (r"^unet/time_embed\.0", "unet/time_embedding.linear_1"), (r"^unet/time_embed\.2", "unet/time_embedding.linear_2"),
     (r"^unet/out\.0", "unet/conv_norm_out"), (r"^unet/out\.2", "unet/conv_out"),
-    (r"\binput_blocks\.(\d+)\.0\.op", lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.downsamplers.0.conv"),
-    (r"\binput_blocks\.(\d+)\.0", lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.resnets.{(int(m[1]) - 1) % 3}"),
-    (r"\binput_blocks\.(\d+)\.1", lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.attentions.{(int(m[1]) - 1) % 3}"),
-    (r"\boutput_blocks\.(\d+)\.[12]\.conv", lambda m: f"up_blocks.{int(m[1]) // 3}.upsamplers.0.conv"),
-    (r"\boutput_blocks\.(\d+)\.0", lambda m: f"up_blocks.{int(m[1]) // 3}.resnets.{int(m[1]) % 3}"),
-    (r"\boutput_blocks\.(\d+)\.1", lambda m: f"up_blocks.{int(m[1]) // 3}.attentions.{int(m[1]) % 3}"),
-    (r"\bmiddle_block\.1", "mid_block.attentions.0"),
-    (r"\bmiddle_block\.([02])", lambda m: f"mid_block.resnets.{int(m[1]) // 2}"),
-    (r"\bin_layers\.0", "norm1"), (r"\bin_layers\.2", "conv1"), (r"\bemb_layers\.1", "time_emb_proj"),
-    (r"\bout_layers\.0", "norm2"), (r"\bout_layers\.3", "conv2"), (r"\bskip_connection", "conv_shortcut"),
+    # K of input_blocks.K and output_blocks.K counts over all levels, three a level: twice a ResBlock (0) with attention
+    # (1), then the change of resolution (0); on the way up three, the last with a change of resolution (1 or 2).
+    (r"\binput_blocks\.(\d+)(?=\.[01])", lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.entry.{(int(m[1]) - 1) % 3}"),
+    (r"\boutput_blocks\.(\d+)(?=\.[01]|\.2\.conv)", lambda m: f"up_blocks.{int(m[1]) // 3}.entry.{int(m[1]) % 3}"),
+    (r"\bentry\.\d\.0\.op", "downsamplers.0.conv"), (r"\bentry\.\d\.[12]\.conv", "upsamplers.0.conv"),
+    (r"\bentry\.(\d)\.0", r"resnets.\1"), (r"\bentry\.(\d)\.1", r"attentions.\1"),
     (r"^first_stage_model\.", "vae/"), (r"(?<=vae/)(en|de)coder\.norm_out", r"\1coder.conv_norm_out"),
-    (r"\bmid\.block_([12])", lambda m: f"mid_block.resnets.{int(m[1]) - 1}"),
-    (r"\bmid\.attn_1\.norm", "mid_block.attentions.0.group_norm"),
     (r"\bmid\.attn_1\.([qkv])", r"mid_block.attentions.0.to_\1"),
-    (r"\bmid\.attn_1\.proj_out", "mid_block.attentions.0.to_out.0"), (r"\bnin_shortcut", "conv_shortcut"),
     (r"\bdown\.(\d)\.block\.(\d)", r"down_blocks.\1.resnets.\2"),
     (r"\bdown\.(\d)\.downsample", r"down_blocks.\1.downsamplers.0"),
     # The single file counts the decoder's levels from the highest resolution, the folder in the order of use.
     (r"\bup\.(\d)\.block\.(\d)", lambda m: f"up_blocks.{3 - int(m[1])}.resnets.{m[2]}"),
     (r"\bup\.(\d)\.upsample", lambda m: f"up_blocks.{3 - int(m[1])}.upsamplers.0"),
-    (r"^cond_stage_model\.model\.", "text_encoder/text_model."), (r"\btoken_embedding", "embeddings.token_embedding"),
-    (r"\bpositional_embedding$", "embeddings.position_embedding.weight"), (r"\bln_final", "final_layer_norm"),
-    (r"\btransformer\.resblocks\.(\d+)", r"encoder.layers.\1"), (r"\bln_([12])", r"layer_norm\1"),
-    (r"\bmlp\.c_fc", "mlp.fc1"), (r"\bmlp\.c_proj", "mlp.fc2"),
-    (r"\battn\.out_proj", "self_attn.out_proj"), (r"\battn\.in_proj_", "self_attn.qkv_proj."),
-]]
+    (r"^cond_stage_model\.model\.", "text_encoder/text_model."),
+    (r"\bpositional_embedding$", "embeddings.position_embedding.weight"),
+    *((rf"\b{re.escape(layer)}", new) for layer, new in LAYERS.items())]
 
 # Older model folders name the autoencoder's attention differently, and some text encoders lack the prefix text_model.
-RENAME_OLD = [(re.compile(pattern), new) for pattern, new in [
+RENAME_OLD = [
     (r"^(vae/.*attentions\.0\.)(query|key|value)\b", lambda m: f"{m[1]}to_{m[2][0]}"),
     (r"^(vae/.*attentions\.0\.)proj_attn\b", r"\1to_out.0"),
-    (r"^text_encoder/(?=embeddings|encoder|final_layer_norm)", "text_encoder/text_model."),
-]]
+    (r"^text_encoder/(?=embeddings|encoder|final_layer_norm)", "text_encoder/text_model.")]
 
 # Tensors that a checkpoint may hold and no model needs: the tables of the noise schedule, which follow from four
 # numbers; the counters of the average; OpenCLIP's last layer and image projection; the position ids 0 to 76.
@@ -53,31 +50,30 @@ NOT_NEEDED = re.compile(r"""
 
 FAMILIES = {
     r"motion_modules\.": "an AnimateDiff motion module", r"controlnet_|control_model\.|zero_convs\.": "a ControlNet",
-    r"conditioner\.|add_embedding\.|label_emb\.": "SDXL", r"lora_": "LoRA weights",
+    r"conditioner\.|add_embedding\.|label_emb\.": "SDXL", "lora_": "LoRA weights",
     r"temporal_|appearnet\.": "a video model of ours"}
 WIDTHS = {768: "SD1", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}   # of the text vectors that the U-Net attends to
-SD2_VERSIONS = {"epsilon": "SD2 base (eps)", "v_prediction": "SD2 768 (v-prediction)"}      # by prediction_type
+SD2_VERSIONS = {"epsilon": "SD2 base (eps)", "v_prediction": "SD2 768 (v-prediction)"}  # told by prediction_type only
 
 
 def rename(name, rules):
     """The tensor name after all rules, in order."""
     for pattern, new in rules:
-        name = pattern.sub(new, name)
+        name = re.sub(pattern, new, name)
     return name
 
 
 def own_names(tensors):
     """The rules for a file that this project wrote, from its tensor names; None for a file of anyone else."""
     if any(name.startswith("text_encoder.text_model.") for name in tensors):     # stage image trains two components
-        return [(re.compile(r"^(unet|text_encoder)\."), r"\1/")]
+        return [(r"^(unet|text_encoder)\.", r"\1/")]
     if "unet.conv_in.weight" in tensors:
-        return [(re.compile("^"), "video/")]
-    return [(re.compile("^"), "vae/")] if "encoder.conv_in.weight" in tensors else None
+        return [("^", "video/")]
+    return [("^", "vae/")] if "encoder.conv_in.weight" in tensors else None
 
 
 def family(tensors, prediction_type=None):
-    """What kind of model a file with these tensors, {name: something with .shape}, seems to hold, in words.
-    SD2's two versions hold the same tensors; the prediction_type of their schedule tells them apart."""
+    """What kind of model a file with these tensors, {name: something with .shape}, seems to hold, in words."""
     for pattern, name in FAMILIES.items():
         if any(re.search(pattern, tensor) for tensor in tensors):
             return name

@@ -34,8 +34,7 @@ def print_table(title, names, tensors, owner):
 
 
 def print_map(path, classes, is_new):
-    """Prints where each tensor of a checkpoint goes, component by component, with what the paper adds apart.
-    classes: {component name: model class}; is_new(tensor name): whether the paper adds it. Raises ValueError."""
+    """Prints where each tensor goes. classes: {component: model class}; is_new(tensor name): the paper adds it."""
     located, total, prediction = locate(path), 0, None
     if "unet" in located or "text_encoder" in located:
         prediction = component("scheduler", path).read()[0].get("prediction_type", "epsilon")

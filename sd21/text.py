@@ -47,7 +47,7 @@ def clean(text):
 
 
 def split_words(text):
-    """Cleaned text -> words. Each digit is its own word; so are ½ and Ⅷ, but 五 is a letter: Unicode's categories."""
+    """Cleaned text -> words. Each digit is its own word, as are ½ and Ⅷ; 五 is a letter: Unicode's categories."""
     return WORD.findall("".join(f" {char} " if unicodedata.category(char)[0] == "N" else char for char in text))
 
 
@@ -64,8 +64,7 @@ def merge(symbols, pair):
 
 
 def learn_merges(texts, count):
-    """Byte-pair learning: joins the most frequent pair, `count` times; ties: the alphabetically first pair. Returns the
-    pairs in order, fewer than `count` if every word has become one symbol."""
+    """The pairs to join, in order: the most frequent (ties: the first by alphabet), up to `count`, while there are any."""
     frequency = Counter(word for text in texts for word in split_words(clean(text)))
     spelled, merges = {word: spell(word) for word in frequency}, []
     while len(merges) < count:
@@ -106,17 +105,16 @@ class Tokenizer:
     def load(cls, path):
         """path: merges.txt, the folder that holds it, or that folder's parent. Raises FileNotFoundError, ValueError."""
         files = [Path(path), Path(path, "merges.txt"), Path(path, "tokenizer", "merges.txt")]
-        file = next((file for file in files if file.is_file()), None)
-        advice = "copy it {}from the tokenizer/ folder that came with the model"
+        file, origin = next(filter(Path.is_file, files), None), "from the tokenizer/ folder that came with the model"
         if file is None:
-            raise FileNotFoundError(f"{path}: no merges.txt there, nor in tokenizer/; {advice.format('')}")
+            raise FileNotFoundError(f"{path}: no merges.txt there, nor in tokenizer/; copy it {origin}")
         try:
             header, *lines = file.read_text(encoding="utf-8").split("\n")
             if not header.startswith("#version"):
                 raise ValueError("its first line does not begin with #version")
             return cls(line.split() for line in lines if line.strip())
         except ValueError as error:                 # includes UnicodeDecodeError
-            raise ValueError(f"{file}: not a merges.txt ({error}); {advice.format('again ')}") from None
+            raise ValueError(f"{file}: not a merges.txt ({error}); copy it again {origin}") from None
 
     def bpe(self, word):
         """A word's ids: joins the pair that was learned first, again and again, until no known pair is left."""
@@ -151,9 +149,8 @@ class Tokenizer:
     def __call__(self, texts):
         """Prompts, or a single one -> ids [b, 77]: start, at most 75 ids, end, zeros."""
         texts = [texts] if isinstance(texts, str) else texts            # otherwise a str gives one row for each letter
-        rows = [[self.start, *self.encode(text)[:LENGTH - 2], self.stop] for text in texts]
-        padded = [ids + [0] * (LENGTH - len(ids)) for ids in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(rows), LENGTH)
+        rows = [[self.start, *self.encode(text)[:LENGTH - 2], self.stop, *[0] * LENGTH][:LENGTH] for text in texts]
+        return torch.tensor(rows, dtype=torch.long).view(len(rows), LENGTH)
 
 
 class Layer(nn.Module):
@@ -184,13 +181,11 @@ class TextEncoder(nn.Module):
         # words, so they stay as far apart as they start: 0.5, not CLIP's 0.04.
         tokens = torch.empty(vocab_size, hidden_size).uniform_(-0.5, 0.5)
         positions = torch.empty(max_position_embeddings, hidden_size).uniform_(-0.02, 0.02)
+        sizes = hidden_size, intermediate_size, num_attention_heads, layer_norm_eps
         self.text_model = nn.ModuleDict({
-            "embeddings": nn.ModuleDict({
-                "token_embedding": nn.Embedding.from_pretrained(tokens, freeze=False),
-                "position_embedding": nn.Embedding.from_pretrained(positions, freeze=False)}),
-            "encoder": nn.ModuleDict({"layers": nn.Sequential(*[
-                Layer(hidden_size, intermediate_size, num_attention_heads, layer_norm_eps)
-                for _ in range(num_hidden_layers)])}),
+            "embeddings": nn.ModuleDict({"token_embedding": nn.Embedding.from_pretrained(tokens, freeze=False),
+                                         "position_embedding": nn.Embedding.from_pretrained(positions, freeze=False)}),
+            "encoder": nn.ModuleDict({"layers": nn.Sequential(*[Layer(*sizes) for _ in range(num_hidden_layers)])}),
             "final_layer_norm": nn.LayerNorm(hidden_size, eps=layer_norm_eps)})
 
     def forward(self, ids):

@@ -1,7 +1,6 @@
 """The autoencoder: what "latent" means in the paper (z_0 and z^c of Sec. 3.3). SD2.1's AutoencoderKL.
 
-in       a picture [b, 3, H, W] in [-1, 1]; a video goes through as a batch of frames
-out      mean and log variance of its latent, each [b, 4, h, w]; h = H / 8 and w = W / 8 for SD2.1
+in, out  pictures [b, 3, H, W] in [-1, 1] (of a video: its frames); mean, log variance of their latents [b, 4, H/8, W/8]
 our reading  The paper takes this model as it is. Its U-Net sees z * scale, which has about unit variance: the caller
              multiplies after encode, divides before decode, and chooses whether z is the mean or a sample.
 An attribute's name is its tensor's name in SD2.1's `vae/` folder; arguments are the keys of its config.json.
@@ -21,16 +20,13 @@ class ResBlock(nn.Module):
     """Group norm, SiLU, 3x3 convolution, twice, and a skip. The U-Net's ResBlock without the diffusion step."""
     def __init__(self, c_in, c_out, groups):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, eps=EPS), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, eps=EPS), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.conv_shortcut(x) + h
+        return self.conv2(F.silu(self.norm2(h))) + self.conv_shortcut(x)
 
 
 class Attention(nn.Module):
@@ -114,8 +110,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(out_channels, latent_channels, widths, layers_per_block, norm_num_groups)
 
     def encode(self, x):
-        """[b, 3, H, W] -> (mean, logvar), each [b, 4, h, w]. A sample is mean + exp(logvar / 2) * noise.
-        Raises ValueError unless H and W are multiples of `factor`."""
+        """[b, 3, H, W] -> (mean, logvar), [b, 4, h, w]; a sample is mean + exp(logvar / 2) * noise. Raises ValueError."""
         H, W = x.shape[-2:]
         if H % self.factor or W % self.factor:
             raise ValueError(f"a picture {W} wide and {H} high: both sides must be multiples of {self.factor}")

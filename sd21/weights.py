@@ -61,11 +61,10 @@ def component(name, place):
     place = Path(place)
     single, folder = place.is_file(), (place.parent if place.is_file() else place) / name
     files = [place] if single and name in MODELS else [folder / file for file in FOLDER_FILES[name]]
-    config = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
-    if single and name == "video" and not config.is_file():
-        config = place.with_name("config.json")
-    config = None if single and not config.is_file() else config
-    return Component(name, place, config, next((file for file in files if file.is_file()), None))
+    configs = [folder / ("scheduler_config.json" if name == "scheduler" else "config.json")]
+    configs += [place.with_name("config.json")] if single and name == "video" else []
+    config = next(filter(Path.is_file, configs), None if single else configs[0])
+    return Component(name, place, config, next(filter(Path.is_file, files), None))
 
 
 def find_file(name, folder):
@@ -112,10 +111,9 @@ def check_overlay(overlay, merges=None):
 
 def describe(components):
     """One line: "tokenizer, text_encoder, vae, unet, scheduler, tsr from toy; video from mine"."""
-    names = defaultdict(list)
-    for name, part in components.items():
-        names[part.place].append(name)
-    return "; ".join(f"{', '.join(names[place])} from {place}" for place in names)
+    places = dict.fromkeys(part.place for part in components.values())
+    names = {place: [name for name, part in components.items() if part.place == place] for place in places}
+    return "; ".join(f"{', '.join(names[place])} from {place}" for place in places)
 
 
 def read_header(path):
@@ -132,9 +130,8 @@ def read_header(path):
 
 
 def locate(path, names=MODELS):
-    """Where every tensor of a model lies: {component: {name in the folder: Stored}}, for those of `names` it has.
-    path: a model folder, or a single file: SD2.1's, a video model's, or a training checkpoint, of which the averaged
-    weights (`ema`) are taken if there are any. Raises ValueError for a damaged file or an unknown tensor."""
+    """Where every tensor lies: {component: {name in the folder: Stored}}, for those of `names` that `path`, a model
+    folder or single file, has. Takes the averaged weights of a training checkpoint if it has any. Raises ValueError."""
     path, located = Path(path), defaultdict(dict)
     if path.is_dir():
         folders = [name for name in names if (path / name).is_dir()]
@@ -233,8 +230,7 @@ def build(component, model_class, **fixed):
 
 
 def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
-    """A component as a model_class, in eval mode: built from its config, which `fixed` overrides, filled from its file.
-    Raises ValueError, in one line, if anything is missing, damaged or of another model."""
+    """A component as a model_class, in eval mode, from its files; `fixed` overrides its config. Raises ValueError."""
     tensors = locate(component.place, [component.name]).get(component.name)
     if not tensors:
         raise ValueError(f"{component.place}: holds no {component.name}; "
