@@ -38,16 +38,17 @@ class NoiseSchedule:
             root = self.alpha_bar.sqrt()
             self.alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         self.prediction_type = prediction_type
+        self.to("cpu")
 
     def to(self, device):
-        """Moves the table, so that alpha_bar_at copies nothing between devices. Returns the schedule itself."""
-        self.alpha_bar = self.alpha_bar.to(device)
+        """Copies the table in float32 (Apple's GPU has no other) for alpha_bar_at. Returns the schedule itself."""
+        self.alpha_bar_float32 = self.alpha_bar.to(device, torch.float32)
         return self
 
     def alpha_bar_at(self, t, like):
         """alpha_bar at steps t [b], shaped to multiply `like` [b, ...], in its dtype and on its device."""
-        ab = self.alpha_bar.to(t.device)[t].to(like.device, like.dtype)
-        return ab.view(-1, *[1] * (like.dim() - 1))
+        table = self.alpha_bar if like.dtype == torch.float64 else self.alpha_bar_float32
+        return table.to(t.device)[t].to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
 
     def timesteps(self, steps, spacing="trailing"):
         """The steps from noise to picture: [(t, alpha_bar[t], alpha_bar at the next t)], `steps` long.

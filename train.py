@@ -51,7 +51,8 @@ def loss(f_theta, z_0, condition, text, t, eps_n, schedule, lam=0.03, weighting=
 
 
 def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
-    """The two learning rates of Sec. 4.1, for AdamW: of the tensors new to SD2.1, and of those copied from it."""
+    """The two learning rates of Sec. 4.1, for AdamW: of the tensors new to SD2.1, and of those copied from it. Row
+    "concat" of Table 2 widens a copied tensor, conv_in.weight: its new channels share the tensor's small rate."""
     new = [p for name, p in model.named_parameters() if is_new(name)]
     copied = [p for name, p in model.named_parameters() if not is_new(name)]
     return [{"name": "new", "lr": lr_temporal, "params": new},
@@ -87,8 +88,8 @@ class Recipe(BaseRecipe):
     merges: Path | None = option(None, "the tokenizer's merges.txt, if it is not with the model", Path)
     inject: str | None = option(None, "a row of Table 2 (default: the last, or that of --start)", choices=INJECTIONS)
     lam: float = option(0.03, "lambda of Eq. 3 (0.03, Fig. 6)", finite_float)
-    lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", finite_float)
-    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", finite_float)
+    lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", options.rate)
+    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", options.rate)
 
 
 def train_video(run, clips, recipe):

@@ -39,9 +39,13 @@ class UNetConfig:
     temporal: bool = True                                       # False: SD2.1's image model
 
     def __post_init__(self):
-        lists = self.block_out_channels, self.attention_head_dim, self.down_block_types
-        if len({len(x) for x in lists}) > 1:
+        if not len(self.block_out_channels) == len(self.attention_head_dim) == len(self.down_block_types):
             raise ValueError("block_out_channels, attention_head_dim and down_block_types differ in length")
+        if self.in_channels not in ((4, 8) if self.temporal else (4,)):      # 8: z_t and z^c, row concat of Table 2
+            raise ValueError(f"in_channels {self.in_channels}: want 4; inpainting and depth models have more")
+        for c, heads in zip(self.block_out_channels, self.attention_head_dim, strict=True):
+            if c % 2 or c % max(1, heads) or c % max(1, self.norm_num_groups):
+                raise ValueError(f"{c} channels: want a multiple of 2, {heads} heads, {self.norm_num_groups} groups")
 
     def heads(self, i):
         """Attention heads of level i; 0 where the level has no attention."""
@@ -305,7 +309,9 @@ class UNet3D(Encoder):
 
     def forward(self, z_t, t, text, injections=None):
         injections = injections or {}
-        n = z_t.shape[2]
+        n, h, w = z_t.shape[2:]
+        if h % (multiple := 2 ** (len(self.up_blocks) - 1)) or w % multiple:
+            raise ValueError(f"latents {w} wide and {h} high: both sides must be multiples of {multiple}")
         frames = fold(z_t).contiguous(memory_format=torch.channels_last)     # [(b n), 4, h, w]
         emb, outputs = self.encode(frames, t, text, n, injections)
         h, skips = outputs["mid_block"], [outputs[name] for name in self.skips]

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data.folder import FolderSet, read_clip
+from data.media import MARK, check_output, one_line
 from sd21.command import ArgumentParser, fps, run
 from sd21.files import atomic_write
 from sd21.text import Tokenizer
@@ -76,8 +77,11 @@ def filter_clips(args):
     if bool(args.clip) != bool(args.merges) or args.score > -1 and not args.clip:
         raise ValueError("the text-image score takes both --clip FILE and --merges FILE")
     out = args.out or args.folder / "metadata.filtered.jsonl"
-    if out.suffix != ".jsonl" or out.name == "metadata.jsonl" or not out.parent.is_dir():
-        raise ValueError(f"{out}: want a new .jsonl file, not called metadata.jsonl, in a folder that exists")
+    around = args.folder.resolve(), *args.folder.resolve().parents                  # metadata names only files below it
+    if out.suffix != ".jsonl" or out.name == "metadata.jsonl" or out.parent.resolve() not in around:
+        raise ValueError(f"{out}: want a .jsonl file, not called metadata.jsonl, in the clips' folder or one around it")
+    for path in (out, out.with_suffix(".png")):
+        check_output(path, [path.suffix], [args.folder, args.clip, args.merges, out.parent])
     score = ClipScore(args.clip, args.merges) if args.clip else None
     dataset = FolderSet(args.folder, 1, frames=2, fps=args.fps)
     print(dataset.summary())
@@ -90,7 +94,7 @@ def filter_clips(args):
             fits = score(read_clip(clip.path, middle, 224, clip.fps)[0], clip.caption) if score else 1.0
             measured.append((moved, fits))
         except (ValueError, OSError) as error:
-            tqdm.write(f"left out {clip.path.name}: {error}")
+            tqdm.write(one_line(f"left out {clip.path.name}: {error}"))
             continue
         if args.motion[0] <= moved <= args.motion[1] and fits >= args.score:
             row = {"file_name": os.path.relpath(clip.path, out.parent), "text": clip.caption, "motion": round(moved, 5)}
@@ -104,7 +108,7 @@ def filter_clips(args):
     if score:
         pictures.append(draw_histogram(scores, args.score, 1.0, "text-image score"))
     with atomic_write(out.with_suffix(".png")) as part:
-        Image.fromarray(np.concatenate(pictures)).save(part)        # one below the other
+        Image.fromarray(np.concatenate(pictures)).save(part, pnginfo=MARK)    # one below another
     with atomic_write(out) as part:
         part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{out}: {len(rows)} of {len(clips)} clips; {out.with_suffix('.png')}")

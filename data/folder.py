@@ -1,6 +1,6 @@
 """Folders of real clips: Sec. 4 "Datasets", with a set of one's own instead of WebVid-10M.
 
-in       GIF, WebP, APNG or folders of pictures; with the program ffmpeg also mp4, webm, mkv, mov, avi. Captions are in
+in       GIF, WebP, APNG, stills or folders of pictures; with the program ffmpeg mp4, webm, mkv, mov, avi. Captions in
          metadata.jsonl or .csv (file_name, text; or WebVid's videoid, page_dir, name), or in a .txt beside each clip
 out      FolderSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str, "name": str}, like a ToySet
 our reading  Frames are read by time, not by index, since frames of real files differ in duration. Clips that cannot be
@@ -20,29 +20,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence
+from PIL import ImageSequence
 from tqdm import tqdm
 
-from data.media import centre, one_line, sheet_command
+from data.media import centre, one_line, open_picture, sheet_command
 from sd21.command import ArgumentParser, positive_float
 from sd21.text import with_fps
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+STILLS = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff")                 # clips of one frame, for the image model
+PICTURES = (".png", ".webp", *STILLS)                               # in a folder of pictures
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")                          # such as ._a.txt of macOS
+UTF_8 = {"encoding": "utf-8-sig", "errors": "surrogateescape"}      # other bytes become surrogates: see FolderSet
 FOLDER_FPS = 24.0                   # for folders of pictures, unless the metadata has "fps"
 Clip = namedtuple("Clip", "path caption seconds fps")               # fps: of its pictures, if it is a folder
 
 
-def _read_text(file):
-    try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: is not text in UTF-8") from None
-
-
 def _read_rows(file):
     """Yields the rows of a metadata file as dicts. Raises ValueError, for JSON with the number of the bad line."""
-    lines = _read_text(file).split("\n")                            # splitlines() would also split at U+2028
+    lines = file.read_text(**UTF_8).strip().split("\n")             # splitlines() would also split at U+2028
     try:
         if file.suffix == ".csv":
             yield from csv.DictReader(line + "\n" for line in lines)        # captions may contain line breaks
@@ -52,69 +48,87 @@ def _read_rows(file):
                 yield dict(json.loads(line))
     except csv.Error as error:
         raise ValueError(f"{file}: not a CSV file ({error})") from None
-    except (ValueError, TypeError):
-        raise ValueError(f"{file}: line {number} is not a JSON object") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{file}: line {number} is not a JSON object in UTF-8") from None
 
 
 def read_captions(folder):
-    """{path of a clip: {"text": its caption or "", "fps": its rate, for folders of pictures}}, for all clips named.
-    `folder` may also be a metadata file. Raises ValueError in one line."""
+    """{path of a clip: {"text": its first caption or "", "fps": its rate, for folders of pictures, "count": number of
+    captions}}, for all clips named. `folder` may also be a metadata file. Raises ValueError in one line."""
     files = [file for file in (folder, folder / "metadata.jsonl", folder / "metadata.csv") if file.is_file()]
     captions = {}
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:                                                   # a .txt describes the file or folder with its stem
         for text in sorted(folder.rglob("*.txt")):
+            if not text.is_file() or text.is_symlink() or HIDDEN.search(text.relative_to(folder).as_posix()):
+                continue
             clips = [path for path in sorted(text.parent.iterdir()) if path.stem == text.stem
-                     and (path.is_dir() or path.suffix.lower() in ANIMATIONS + FILMS)]
-            captions[clips[0] if clips else text] = {"text": _read_text(text), "fps": FOLDER_FPS}
+                     and (path.is_dir() or path.suffix.lower() in ANIMATIONS + FILMS + STILLS)]
+            clips.sort(key=lambda path: path.suffix.lower() in STILLS)      # beside a film, a .jpg is its cover
+            lines = text.read_text(**UTF_8).strip().split("\n")
+            captions[[*clips, text][0]] = {"text": lines[0].strip(), "fps": FOLDER_FPS, "count": len(lines)}
         return captions
-    for row in _read_rows(files[0]):
+    for row in (row for row in _read_rows(files[0]) if any(row.values())):
+        if None in row:                                             # csv.DictReader's key of cells without a column
+            raise ValueError(f"{files[0]}: too many cells, {row[None]}; write captions with commas in quotes")
         if row.get("videoid") and not row.get("file_name"):         # WebVid's columns
             row |= {"file_name": f"{row.get('page_dir') or '.'}/{row['videoid']}.mp4", "text": row.get("name")}
         if not row.get("file_name"):
             raise ValueError(f"{files[0]}: wants the columns file_name and text, or WebVid's videoid, page_dir "
-                             f"and name; has {', '.join(map(str, row))}")
+                             f"and name; has {one_line(', '.join(map(str, row)))}")
         path = files[0].parent / str(row["file_name"])
         try:
             rate = positive_float(row.get("fps") or FOLDER_FPS)
         except (ArgumentTypeError, TypeError):
             raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number above 0") from None
-        captions[path] = {"text": str(row.get("text") or "").strip(), "fps": rate}
+        text = text.strip() if isinstance(text := row.get("text") or "", str) else text
+        captions.setdefault(path, {"text": text, "fps": rate, "count": 0})["count"] += 1
     return captions
 
 
 def _animation(path):
-    """Yields (picture, its duration in seconds). Durations of 0 become 0.1 s, as in browsers."""
-    with Image.open(path) as image:
-        for picture in ImageSequence.Iterator(image):
+    """Yields (picture, its duration in seconds). Durations up to 10 ms become 0.1 s, as in browsers."""
+    with open_picture(path) as image:
+        moves = image.format in ("GIF", "PNG", "WEBP")              # a .tif has pages
+        if moves and image.width * image.height * getattr(image, "n_frames", 1) > 2**32:     # 2,000 of Full HD
+            raise ValueError(f"{image.n_frames} frames of {image.width}x{image.height} pixels are too many")
+        for picture in ImageSequence.Iterator(image) if moves else [image]:
             picture.load()                                          # Pillow knows a WebP's duration only after load()
-            yield picture, (picture.info.get("duration") or 100) / 1000
+            yield picture, (time if (time := picture.info.get("duration") or 0) > 10 else 100) / 1000
 
 
 def _pictures_of(folder):
     """The pictures of a folder, sorted by the numbers in their names: 10.png after 9.png."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not HIDDEN.match(path.name)]
     return sorted(paths, key=lambda path: ([int(number) for number in re.findall(r"\d+", path.stem)], path))
+
+
+def _ffmpeg(path, *options, seek=()):
+    """The output of ffmpeg for the film in a file. Playlists, which name other files, are not among the formats."""
+    command = ["ffmpeg", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist",
+               "mov,matroska,avi,mpegts,flv,ogg", *seek, "-i", f"file:{path}", "-map", "0:V:0", *options, "-"]
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stdout
 
 
 @functools.cache                                                    # one run asks up to three times
 def clip_seconds(path, fps=FOLDER_FPS):
     """The length of a clip in seconds. `fps` is for folders of pictures. Raises ValueError or OSError, without path."""
-    if not path.exists():
-        raise ValueError("is not there")
     if path.is_dir():
         return len(_pictures_of(path)) / fps
+    if not path.is_file():
+        raise ValueError("is not a file" if path.exists() else "is not there")
     if path.suffix.lower() in FILMS:
         if not shutil.which("ffmpeg"):
             raise ValueError("needs the program ffmpeg, which is not on the PATH")
-        command = ["ffmpeg", "-hide_banner", "-i", str(path)]
-        log = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
-        match = re.search(r"Duration: (\d+):(\d+):([\d.]+)", log)
-        if not match:
+        # A row a packet: track, time to decode, time to show, duration. A container's own duration may be its sound's.
+        table = _ffmpeg(path, "-c", "copy", "-f", "framecrc").decode()
+        rows = [line.split(",") for line in table.splitlines() if line.startswith("0,")]
+        if not rows:
             raise ValueError("cannot be read as a film")
-        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) - 0.1      # the last frames may be missing
-    if path.suffix.lower() not in ANIMATIONS:
+        unit = re.search(r"#tb 0: (\d+)/(\d+)", table)             # of time, in seconds; the last frames may be missing
+        return max(max(map(int, row[1:3])) + int(row[3]) for row in rows) * int(unit[1]) / int(unit[2]) - 0.1
+    if path.suffix.lower() not in ANIMATIONS + STILLS:
         raise ValueError(f"is no clip: want {' '.join(ANIMATIONS + FILMS)} or a folder of pictures")
     try:
         return sum(seconds for _, seconds in _animation(path))
@@ -128,14 +142,16 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
     frames, end = [], 0.0
     if path.suffix.lower() in FILMS and not path.is_dir():
         rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
-        square = (f"fps={rate}:round=up:start_time=0,"              # round=up: the frame on show, not the nearest
-                  f"scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}")
-        command = ["ffmpeg", "-v", "error", "-ss", str(times[0]), "-i", str(path), "-vf", square,
-                   "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
-        frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3)
+        # settb: the unit of microseconds. round=up: the frame on show, not the nearest. sar: width / height of a pixel.
+        square = (f"settb=AVTB,setpts=PTS-{times[0] + 1e-5:f}/TB,fps={rate}:round=up:start_time=0,"
+                  f"scale='max({size},round({size}*iw*sar/ih))':'max({size},round({size}*ih/iw/sar))',"
+                  f"crop={size}:{size}")
+        # From a key frame at least 1 s before, since the frame on show may have begun earlier.
+        output = _ffmpeg(path, "-vf", square, "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24",
+                         seek=f"-noaccurate_seek -copyts -start_at_zero -ss {max(0, times[0] - 1):f}".split())
+        frames = np.frombuffer(output, np.uint8).reshape(-1, size, size, 3)
     else:
-        pictures = ((Image.open(p), 1 / fps) for p in _pictures_of(path)) if path.is_dir() else _animation(path)
+        pictures = ((open_picture(p), 1 / fps) for p in _pictures_of(path)) if path.is_dir() else _animation(path)
         try:
             for picture, seconds in pictures:
                 end += seconds                                      # this picture is shown until `end`
@@ -146,7 +162,7 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
         except Exception as error:                                  # see clip_seconds
             raise ValueError(f"cannot be read ({one_line(error)})") from None
     if len(frames) < len(times):
-        raise ValueError(f"{path}: ends before {times[-1]:.2f} s")
+        raise ValueError(f"ends before {times[-1]:.2f} s")
     return np.stack(frames)
 
 
@@ -163,25 +179,32 @@ class FolderSet(torch.utils.data.Dataset):
             raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
         captions, shortest = read_captions(folder), (frames - 1) / min(self.rates)
         for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", delay=2)):
+            if row["count"] > 1:
+                self.skipped["all captions but the first"].append(one_line(path.name))
             try:
+                if not path.resolve().is_relative_to((folder.parent if folder.is_file() else folder).resolve()):
+                    raise ValueError("lies outside the folder of the set")
                 if not row["text"]:
                     raise ValueError("has no caption")
+                if not isinstance(row["text"], str) or re.search("[\ud800-\udfff]", row["text"]):
+                    raise ValueError("has a caption that is not text in UTF-8")
                 seconds = clip_seconds(path, row["fps"])
                 if seconds <= shortest:
                     raise ValueError(f"is too short: want more than {shortest:g} s")
                 wanted = len(captions) < 10 or (number % 10 == 9) == held_out
                 (self.clips if wanted else self.spared).append(Clip(path, row["text"], seconds, row["fps"]))
             except (ValueError, OSError) as error:
-                self.skipped[str(error)].append(path.name)
+                self.skipped[one_line(error)].append(one_line(path.name))
         if held_out and not self.clips:
             self.clips, self.spared = self.spared, []
         known, parents = set(captions), {path.parent for path in captions}
         for path in sorted(folder.rglob("*")):
-            if path in parents or known & {path, *path.parents} or path.with_suffix(".jsonl").is_file():
-                continue                                            # the last is a histogram of data/filter.py
+            if (path in parents or known & {path, *path.parents} or HIDDEN.search(path.relative_to(folder).as_posix())
+                    or path.with_suffix(".jsonl").is_file()):       # then it is a histogram of data/filter.py
+                continue
             is_folder_of_pictures = path.is_dir() and os.access(path, os.R_OK) and len(_pictures_of(path)) > 1
             if is_folder_of_pictures or path.suffix.lower() in ANIMATIONS + FILMS:
-                self.skipped["has no caption"].append(path.name)
+                self.skipped["has no caption"].append(one_line(path.name))
                 known.add(path)                                     # the pictures in a folder are not clips
         if not self.clips:
             raise ValueError(f"{folder}: {self.summary()}")
@@ -210,10 +233,11 @@ class FolderSet(torch.utils.data.Dataset):
             start = place * (clip.seconds - (self.frames - 1) / rate)
             try:
                 frames = read_clip(clip.path, start + np.arange(self.frames) / rate, self.size, clip.fps)
-                return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "name": clip.path.name,
-                        "caption": with_fps(clip.caption, rate) if self.windows else clip.caption}
+                caption = with_fps(clip.caption, rate) if self.windows else clip.caption
+                return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "caption": caption,
+                        "name": one_line(clip.path.name)}
             except (ValueError, OSError) as error:
-                tqdm.write(f"skipped {clip.path.name}: {error}")
+                tqdm.write(one_line(f"skipped {clip.path.name}: {error}"))
         raise ValueError("none of the clips can be read any more")
 
     def captions(self):

@@ -89,8 +89,12 @@ def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
     except (ValueError, OSError) as error:
         message, code = error, 2
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
         message, code = f"takes more memory than there is; {out_of_memory}".removesuffix("; "), 2
+        if any(words in str(error) for words in ("working C++ compiler", "find C compiler", "working triton")):
+            message = "--compile needs a C++ compiler, on a GPU triton too; install it or leave --compile out"
+        elif "shared memory(shm)" in str(error) or "out of shared memory" in str(error):
+            message = "the workers that read clips ran out of shared memory; enlarge /dev/shm (docker: --shm-size)"
+        elif not is_out_of_memory(error):
+            raise
     print(f"{name}: {message}", file=sys.stderr)
     return code

@@ -24,8 +24,8 @@ def atomic_write(path):
     try:
         folder.mkdir(parents=True)
         yield new
-        if path.is_dir():                                       # os.replace cannot replace a folder that has files
-            path.rename(old)
+        if path.is_dir() and new.is_dir():                      # os.replace cannot replace a folder that has files, and
+            path.rename(old)                                    # raises OSError if a file would replace a folder
         os.replace(new, path)
     finally:
         if old.exists() and not path.exists():
@@ -39,7 +39,7 @@ def read_json(path):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; is this a model folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: want a JSON object, found {type(content).__name__}")

@@ -3,8 +3,8 @@
 in       prompts, list[str]
 out      Tokenizer: ids [b, 77];  TextEncoder: ids [b, 77] -> [b, 77, d], a vector for each token, d = 1024 for SD2.1
 our reading  The paper is silent on text. Where ports of SD2.1's tokenizer differ, this file follows open_clip: html
-             entities are resolved, ids after the end are 0, the prompt's own `!` stays 256. The package ftfy (curly
-             quotes become straight, full-width letters narrow) is left out: such a prompt gives other ids here.
+             entities are resolved, ids after the end are 0, the prompt's own `!` stays 256. Of ftfy only NFC is done
+             (e and an accent become é); not curly quotes, full-width letters, ligatures, wrong encodings: other ids.
 """
 
 import html
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sd21.files import atomic_write
+from sd21.files import atomic_write, read_json
 from sd21.kernels import split_heads
 
 LENGTH = 77                                         # of every row of ids: start, at most 75, end
@@ -42,8 +42,8 @@ def with_fps(caption, fps):
 
 
 def clean(text):
-    """Resolves entities twice (captions from the web are often escaped twice); single spaces, lower case."""
-    return " ".join(html.unescape(html.unescape(text)).split()).lower()
+    """Resolves entities twice (captions from the web are often escaped twice); NFC, single spaces, lower case."""
+    return " ".join(unicodedata.normalize("NFC", html.unescape(html.unescape(text))).split()).lower()
 
 
 def split_words(text):
@@ -64,7 +64,7 @@ def merge(symbols, pair):
 
 
 def learn_merges(texts, count):
-    """The pairs to join, in order: the most frequent (ties: the first by alphabet), up to `count`, while there are any."""
+    """The pairs to join, in order: the most frequent (ties: the first by alphabet), up to `count`, if there are any."""
     frequency = Counter(word for text in texts for word in split_words(clean(text)))
     spelled, merges = {word: spell(word) for word in frequency}, []
     while len(merges) < count:
@@ -104,16 +104,18 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """path: merges.txt, the folder that holds it, or that folder's parent. Raises FileNotFoundError, ValueError."""
-        files = [Path(path), Path(path, "merges.txt"), Path(path, "tokenizer", "merges.txt")]
+        files = [Path(path, name) for name in ("", "merges.txt", "tokenizer/merges.txt", "tokenizer/tokenizer.json")]
         file, origin = next(filter(Path.is_file, files), None), "from the tokenizer/ folder that came with the model"
         if file is None:
             raise FileNotFoundError(f"{path}: no merges.txt there, nor in tokenizer/; copy it {origin}")
         try:
+            if file.suffix == ".json":              # of transformers 5, which writes no merges.txt
+                return cls(read_json(file)["model"]["merges"])
             header, *lines = file.read_text(encoding="utf-8").split("\n")
             if not header.startswith("#version"):
                 raise ValueError("its first line does not begin with #version")
             return cls(line.split() for line in lines if line.strip())
-        except ValueError as error:                 # includes UnicodeDecodeError
+        except (ValueError, LookupError, TypeError) as error:           # includes UnicodeDecodeError
             raise ValueError(f"{file}: not a merges.txt ({error}); copy it again {origin}") from None
 
     def bpe(self, word):
@@ -177,6 +179,8 @@ class TextEncoder(nn.Module):
     def __init__(self, vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
                  num_attention_heads=16, max_position_embeddings=LENGTH, layer_norm_eps=1e-5):
         super().__init__()
+        if hidden_size % num_attention_heads or max_position_embeddings < LENGTH:
+            raise ValueError(f"want heads that divide hidden_size {hidden_size}, and {LENGTH} or more positions")
         # The toy model learns from stills, in which "left" and "right" look alike. Nothing in the data separates such
         # words, so they stay as far apart as they start: 0.5, not CLIP's 0.04.
         tokens = torch.empty(vocab_size, hidden_size).uniform_(-0.5, 0.5)

@@ -102,6 +102,8 @@ class AutoencoderKL(nn.Module):
     def __init__(self, in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(128, 256, 512, 512),
                  layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215):
         super().__init__()
+        if (in_channels, out_channels, latent_channels) != (3, 3, 4):
+            raise ValueError(f"latent_channels {latent_channels}, want 4; in_channels and out_channels, want 3")
         widths, self.scale = list(block_out_channels), scaling_factor
         self.factor = 2 ** (len(widths) - 1)        # every block but the last halves the size: 8 for SD2.1
         self.encoder = Encoder(in_channels, latent_channels, widths, layers_per_block, norm_num_groups)
@@ -110,7 +112,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(out_channels, latent_channels, widths, layers_per_block, norm_num_groups)
 
     def encode(self, x):
-        """[b, 3, H, W] -> (mean, logvar), [b, 4, h, w]; a sample is mean + exp(logvar / 2) * noise. Raises ValueError."""
+        """[b, 3, H, W] -> (mean, logvar), [b, 4, h, w]; sample: mean + exp(logvar / 2) * noise. Raises ValueError."""
         H, W = x.shape[-2:]
         if H % self.factor or W % self.factor:
             raise ValueError(f"a picture {W} wide and {H} high: both sides must be multiples of {self.factor}")

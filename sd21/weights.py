@@ -29,14 +29,19 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 Stored = namedtuple("Stored", "file name dtype shape start")    # a tensor: its file, its name and first byte there
 
 # Keys of published configs that are no arguments of our classes. FIXED: the values that this code computes with.
-# UNUSED: no difference here (the autoencoder has one type of block, PyTorch's attention sums in float32 in any dtype).
+# UNUSED: no difference here (one type of block, float32 sums in attention, our own solvers, averaging of weights).
 FIXED = {"act_fn": "silu", "hidden_act": "gelu", "use_linear_projection": True, "flip_sin_to_cos": True,
          "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5, "out_channels": 4, "steps_offset": 1,
-         "beta_schedule": "scaled_linear", "mid_block_type": "UNetMidBlock2DCrossAttn",
-         "resnet_time_scale_shift": "default", "time_embedding_type": "positional"}
+         "beta_schedule": "scaled_linear", "mid_block_type": "UNetMidBlock2DCrossAttn", "attention_type": "default",
+         "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "transformer_layers_per_block": 1,
+         "resnet_out_scale_factor": 1, "conv_in_kernel": 3, "conv_out_kernel": 3, "algorithm_type": "dpmsolver++",
+         "interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero",
+         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
 UNUSED = set("""sample_size up_block_types down_block_types architectures model_type projection_dim torch_dtype dtype
     transformers_version initializer_factor initializer_range bos_token_id eos_token_id pad_token_id sampling training
-    skip_prk_steps clip_sample_range timestep_spacing upcast_attention force_upcast""".split())
+    skip_prk_steps clip_sample_range timestep_spacing upcast_attention force_upcast addition_embed_type_num_heads power
+    sample_max_value dynamic_thresholding_ratio lambda_min_clipped flow_shift time_shift_type solver_order solver_type
+    predict_x0 lower_order_final variance_type decay inv_gamma optimization_step use_ema_warmup""".split())
 
 
 class Component(namedtuple("Component", "name place config file")):
@@ -45,14 +50,17 @@ class Component(namedtuple("Component", "name place config file")):
     def read(self):
         """(its config, where that is from). {} for a single file without one: our defaults are SD2.1's sizes."""
         if self.config:
-            return read_json(self.config), self.config
+            config = read_json(self.config)
+            if not all(isinstance(config.get(key, {}), dict) for key in ("sampling", "training")):
+                raise ValueError(f"{self.config}: want JSON objects as sampling and training")
+            return config, self.config
         # SD2.1's two single files differ by name only; the 768 one predicts v.
         schedule = {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}
         return schedule if self.name == "scheduler" else {}, self.place
 
     def settings(self, key):
         """The entry "sampling" or "training" of its config in a model folder; {} if there is none."""
-        return read_json(self.config).get(key, {}) if self.place.is_dir() and self.config.is_file() else {}
+        return self.read()[0].get(key, {}) if self.place.is_dir() and self.config.is_file() else {}
 
 
 def component(name, place):
@@ -197,21 +205,34 @@ def fill(parameters, tensors, piece=2**24):
                 rows.copy_(numbers)
 
 
+def fits(key, value, default):
+    """Whether a config's value has the type of our default: a number, a text, true or false, a list of 1 to 10."""
+    if isinstance(default, tuple):
+        return type(value) in (list, tuple) and 0 < len(value) <= 10 and all(fits(key, x, default[0]) for x in value)
+    if isinstance(default, float):
+        low, high = -1e9 if key in ("guidance", "lam", "gamma", "eta") else 0, 1 if key.startswith("beta") else 1e9
+        number = type(value) in (int, float)
+        return low < value < high if number else value is None and key == "scaling_factor"   # null: see `load`
+    most = 64 if "layers" in key else 2**20                                  # a layer takes time, even on `meta`
+    return type(value) is type(default) and (type(value) is not int or 0 < value <= most)
+
+
 def arguments(model_class, config, where):
     """The entries of a config that are parameters of model_class.Config, or of the class itself if it has none.
-    ValueError, which names `where`, for an entry that asks for something that this code does not do."""
+    ValueError, which names `where`, for an entry of a wrong type, or that asks for what this code does not do."""
     wanted = inspect.signature(getattr(model_class, "Config", model_class)).parameters
     for key, value in config.items():
         harmless = [FIXED[key]] if key in FIXED else [None, False, 0, [], ""]
-        if not (key in wanted or key in UNUSED or key.startswith("_") or value in harmless):
-            raise ValueError(f"{where}: {key} = {value!r} is not supported")
+        if not (fits(key, value, wanted[key].default) if key in wanted else
+                key in UNUSED or key.startswith("_") or value in harmless):
+            raise ValueError(f"{where}: {key!r:.60} = {value!r:.60} is not supported")
     return {key: value for key, value in config.items() if key in wanted}
 
 
-def read_settings(component, key, settings_class):
-    """The entry `key` of a component's config as a settings_class, a dataclass. A ValueError names the file."""
+def read_settings(component, key, settings_class, **fixed):
+    """A settings_class from the entry `key` (None: all) of a component's config, and `fixed`. Raises ValueError."""
     config, where = component.read()
-    settings = arguments(settings_class, config.get(key, {}), where)
+    settings = arguments(settings_class, config.get(key, {}) if key else config, where) | fixed
     try:
         return settings_class(**settings)
     except ValueError as error:
@@ -219,14 +240,9 @@ def read_settings(component, key, settings_class):
 
 
 def build(component, model_class, **fixed):
-    """The model of a component's config, which `fixed` overrides, on `meta`: shapes, no memory. Raises ValueError."""
-    config, where = component.read()
-    settings = arguments(model_class, config, where) | fixed
-    try:
-        with torch.device("meta"):
-            return model_class(**settings).to(memory_format=torch.channels_last)
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
-        raise ValueError(f"{where}: describes no possible model ({str(error).splitlines()[0]})") from None
+    """The model of a component's config, on `meta`: shapes, no memory. Raises ValueError."""
+    with torch.device("meta"):
+        return read_settings(component, None, model_class, **fixed).to(memory_format=torch.channels_last)
 
 
 def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
@@ -249,8 +265,8 @@ def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
 
 
 def load_schedule(component, schedule_class):
-    """The noise schedule that scheduler_config.json describes, as a schedule_class."""
-    return schedule_class(**arguments(schedule_class, *component.read()))
+    """The noise schedule that scheduler_config.json describes, as a schedule_class. Raises ValueError."""
+    return read_settings(component, None, schedule_class)
 
 
 def check_sizes_match(parts, components):
@@ -269,6 +285,11 @@ def check_sizes_match(parts, components):
 
 def save(tensors, config, folder, stem="diffusion_pytorch_model"):
     """Writes a component's folder: config.json, and {name: tensor} in float16. Each file is written atomically."""
+    if Path(folder).name in ("unet", "vae") and "block_out_channels" in config:      # diffusers needs more keys than we
+        downs = config.get("down_block_types", ["DownEncoderBlock2D"] * len(config["block_out_channels"]))
+        ups = [block.replace("DownEnc", "UpDec").replace("Down", "Up") for block in reversed(downs)]
+        more = {"use_linear_projection": True} if Path(folder).name == "unet" else {}
+        config = config | more | {"down_block_types": downs, "up_block_types": ups}
     write_json(config, Path(folder, "config.json"))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(half, Path(folder, f"{stem}.fp16.safetensors"))

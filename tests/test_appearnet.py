@@ -1,11 +1,14 @@
 """Exercises for appearnet.py: Eq. 1-2, Fig. 3, Table 2, and the injection table of SD2.1."""
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from test_unet3d import TINY, moving_clip, stir
 from torch.testing import assert_close
 
-from appearnet import INJECTIONS, AppearNet, VideoModel, group_norm_3d, routes, spade
-from unet3d import UNet3D
+from appearnet import INJECTIONS, AppearNet, Spade, VideoModel, group_norm_3d, is_new, routes, spade
+from unet3d import UNet3D, fold, unfold
 
 
 def grown(inject="add_encdec_spade", seed=0):
@@ -42,6 +45,48 @@ def test_eq_2_by_hand():
     h_bar = torch.full((1, 1, 1, 1, 1), 2.0)
     assert spade(h_bar, 0.5 * torch.ones(1), -torch.ones(1)).item() == 2.0   # 1.5 * 2 - 1; breaks without the + 1
     assert spade(h_bar, torch.zeros(1), torch.zeros(1)).item() == 2.0
+
+
+def test_a_clip_of_equal_numbers_is_normalised_to_zeros():
+    """All numbers 5: h_m - mu is 0, and so is sigma. 0 / 0?"""
+    assert torch.equal(group_norm_3d(torch.full((2, 8, 3, 4, 5), 5.0), 4), torch.zeros(2, 8, 3, 4, 5))   # breaks: eps=0
+
+
+# ---- Fig. 3, the projector and its norm ----
+
+@torch.no_grad()
+def spade_layer(**biases):
+    """A Spade from 6 channels to 8, with these biases of its convolutions, and its inputs f_a and h_m, three frames."""
+    torch.manual_seed(0)
+    layer = Spade(6, 8, groups=4)
+    for name, value in biases.items():
+        getattr(layer, name).bias.fill_(value)
+    return layer, torch.randn(2 * 3, 6, 4, 5), 7 + torch.randn(2, 8, 3, 4, 5)
+
+
+@torch.no_grad()
+def test_a_fresh_spade_only_normalises():
+    """gamma_a and beta_a start at zero. What is left?"""
+    layer, f_a, h_m = spade_layer()
+    assert torch.equal(layer(f_a, 3)(h_m), group_norm_3d(h_m, 4))            # breaks if gamma or beta starts elsewhere
+
+
+@torch.no_grad()
+def test_eq_2_comes_after_eq_1():
+    """gamma_a = 2 and beta_a = -5 everywhere: 3 h_bar - 5?"""
+    layer, f_a, h_m = spade_layer(gamma=2.0, beta=-5.0)
+    assert_close(layer(f_a, 3)(h_m), 3 * group_norm_3d(h_m, 4) - 5)          # breaks with gamma_a and beta_a exchanged,
+                                                                             # or if the norm comes last
+
+@torch.no_grad()
+@pytest.mark.parametrize("to, expected", [("gamma", lambda h_bar, x: (x + 1) * h_bar), ("beta", torch.add)])
+def test_a_projector_is_a_convolution_and_then_silu(to, expected):
+    """Let gamma_a, or beta_a, be what the projector returns. Is that SiLU(Wx + b), frame by frame?"""
+    layer, f_a, h_m = spade_layer()
+    getattr(layer, to).weight.copy_(torch.eye(8)[:, :, None, None])
+    w, b = layer.projector.weight[:, :, 0, 0], layer.projector.bias
+    projected = torch.stack([F.silu((frame.movedim(0, -1) @ w.T + b).movedim(-1, 0)) for frame in f_a])
+    assert_close(layer(f_a, 3)(h_m), expected(group_norm_3d(h_m, 4), unfold(projected, 3)))   # breaks without the SiLU
 
 
 # ---- which feature goes where ----
@@ -116,6 +161,34 @@ def test_the_full_model_has_one_point_eight_billion_parameters(full_size):
     assert 1.8e9 < sum(p.numel() for part in (full_size, appearnet) for p in part.parameters()) < 1.9e9
 
 
+def test_routes_need_a_skip_for_each_decoder_block():
+    """Three blocks and two skips. A zip of unequal lists would leave out a block without a word."""
+    decoder = [(f"up_blocks.0.resnets.{j}", None) for j in range(3)]
+    unet = SimpleNamespace(channels={}, decoder=decoder, skips=["conv_in", "down_blocks.0.resnets.0"])
+    with pytest.raises(ValueError):
+        routes(unet, "add_dec")                                              # breaks without strict=True
+
+
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_new_is_what_the_image_model_has_not(inject):
+    """Is each tensor of the video model new, or one of SD2.1's?"""
+    flat, model = grown(inject)
+    old = flat.state_dict()
+    assert [name for name in model.state_dict() if is_new(name) == (name.split(".", 1)[1] in old)] == []   # breaks: not
+
+
+def test_a_row_that_table_2_does_not_have_is_refused():
+    """A misspelt row would otherwise inject as the last one does."""
+    with pytest.raises(ValueError, match="add_encdec_spad'"):
+        VideoModel("add_encdec_spad", **TINY)
+
+
+def test_a_grown_model_has_the_dtype_of_the_image_model():
+    """Grown from 16 bits: is any tensor larger?"""
+    flat = UNet3D(temporal=False, **TINY).bfloat16()
+    assert {p.dtype for p in VideoModel.grow(flat).parameters()} == {torch.bfloat16}
+
+
 # ---- laws 1 and 2 ----
 
 @torch.no_grad()
@@ -154,7 +227,9 @@ def test_one_step_moves_only_the_last_map_of_each_new_branch():
 
 @pytest.mark.parametrize("inject", INJECTIONS)
 def test_law_2_three_steps_move_every_tensor(inject):
-    """Zero layers one after another wait for each other. After three steps, which tensor has not moved?"""
+    """Zero layers one after another wait for each other. After three steps at 1e-2, which tensor has not moved?
+
+    At the paper's 2e-5 and 2e-6 a few may not: where a gradient is below Adam's eps, float32 loses so small a step."""
     torch.manual_seed(0)
     model = VideoModel(inject, **TINY)
     names = {name for name, _ in model.named_parameters()}
@@ -174,6 +249,41 @@ def test_once_trained_the_condition_matters_in_every_frame(inject):
 
 
 @torch.no_grad()
+def test_every_frame_of_appearnet_gets_z_c_and_the_unet_gets_z_t():
+    """One key frame for three frames of noise. Record what AppearNet and the U-Net are asked."""
+    _, model = grown()
+    z_t, t, text = moving_clip()
+    z_c, asked = condition(z_t), []
+    for part in (model.appearnet, model.unet):
+        part.register_forward_pre_hook(lambda part, inputs: asked.extend(inputs[:2]))
+    model(z_t, t, z_c, text)
+    assert torch.equal(asked[0], z_t) and torch.equal(asked[2], z_t)         # breaks with z_t and z_c exchanged
+    assert torch.equal(asked[1], torch.cat([z_c] * 3, dim=2))                # breaks if only the centre frame has z_c
+
+
+@torch.no_grad()
+def test_row_concat_puts_z_c_behind_z_t_in_every_frame():
+    """Eight channels. Which are whose?"""
+    _, model = grown("concat")
+    z_t, t, text = moving_clip()
+    z_c, asked = condition(z_t), []
+    model.unet.conv_in.register_forward_pre_hook(lambda layer, inputs: asked.extend(inputs))
+    model(z_t, t, z_c, text)
+    assert torch.equal(asked[0], torch.cat([fold(z_t), z_c[:, :, 0].repeat_interleave(3, dim=0)], dim=1))
+
+
+@torch.no_grad()
+def test_a_condition_of_n_frames_stays_as_it_is():
+    """Temporal super-resolution gives each frame a condition of its own. Does AppearNet get all of them?"""
+    _, model = grown()
+    z_t, t, text = moving_clip()
+    z_bar, asked = z_t.flip(2), []
+    model.appearnet.register_forward_pre_hook(lambda part, inputs: asked.append(inputs[1]))
+    model(z_t, t, z_bar, text)
+    assert torch.equal(asked[0], z_bar)                                      # breaks if frame 0 stands for all
+
+
+@torch.no_grad()
 def test_appearnet_reads_z_t_and_the_condition_through_a_zero_convolution():
     """Fig. 2, top: z_t + ZeroConv([z^c ... z^c]). Fresh, AppearNet sees only z_t; with the identity, the sum."""
     _, model = grown()
@@ -186,6 +296,18 @@ def test_appearnet_reads_z_t_and_the_condition_through_a_zero_convolution():
     net.zero_conv.weight.copy_(torch.eye(4)[:, :, None, None])
     assert_close(net(z_t, z_c, t, text)["mid_block"], net(z_t + z_c, 0 * z_c, t, text)["mid_block"])
     assert not torch.allclose(net(z_t, z_c, t, text)["mid_block"], fresh)    # breaks if the condition is not read
+
+
+@torch.no_grad()
+def test_convolutions_get_frames_and_weights_in_channels_last_memory():
+    """In the usual order every convolution would first make a copy. Nothing else would show it."""
+    _, model = grown()
+    z_t, t, text = moving_clip()
+    seen = [p for p in model.parameters() if p.dim() == 4]
+    for part in (model.unet, model.appearnet):
+        part.conv_in.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    model(z_t, t, condition(z_t), text)
+    assert len(seen) > 60 and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
 def test_appearnet_starts_as_a_copy_that_shares_nothing():

@@ -85,6 +85,20 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("words, line", [
+    ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')", "--compile"),
+    ("Failed to find C compiler. Please specify via CC environment variable.", "--compile"),
+    ("Cannot find a working triton installation.", "--compile"),
+    ("unable to allocate shared memory(shm) for file </torch_7_8_9>: No space left on device (28)", "enlarge /dev/shm"),
+    ("DataLoader worker is killed by signal: Bus error. It is possible that dataloader's workers are out of shared "
+     "memory.", "enlarge /dev/shm")])
+def test_what_a_machine_lacks_is_one_line(words, line, capsys):
+    """No compiler for --compile; a container's 64 MB of shared memory. PyTorch's words are several lines long."""
+    assert command.run("name.py", raises, RuntimeError(f"{words}\nmore")) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+
+
 def test_pytorch_on_a_cpu_says_allocate(capsys):
     """PyTorch's error for a lack of memory is a plain RuntimeError on a CPU. Is its text still recognised?"""
     assert command.run("name.py", torch.empty, 2**60) == 2                  # breaks if PyTorch changes its words

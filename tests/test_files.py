@@ -49,6 +49,16 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert os.listdir(tmp_path) == ["frames"]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path):
+    """A folder of somebody's has the name of a file that we write. Is it still there, with its content?"""
+    (tmp_path / "vae.csv").mkdir()
+    (tmp_path / "vae.csv" / "diary.txt").write_text("mine")
+    with pytest.raises(OSError, match="vae.csv"), atomic_write(tmp_path / "vae.csv") as part:
+        part.write_text("step,loss")
+    assert (tmp_path / "vae.csv" / "diary.txt").read_text() == "mine"       # breaks if any folder is moved away
+    assert os.listdir(tmp_path) == ["vae.csv"]
+
+
 def test_a_folder_is_not_lost_between_two_names(tmp_path, monkeypatch):
     """The old folder has been moved away, and the run is stopped before the new one replaces it. Where is the old?"""
     path = tmp_path / "frames"
@@ -110,6 +120,14 @@ def test_anything_but_a_json_object_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match="config.json") as error:           # breaks if a list is returned
         read_json(path)
     assert "\n" not in str(error.value)
+
+
+
+def test_json_nested_too_deep_is_one_line(tmp_path):
+    """100,000 brackets: Python's parser gives up with a RecursionError."""
+    (tmp_path / "x.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="x.json: not JSON"):
+        read_json(tmp_path / "x.json")
 
 
 # ---- safetensors ----

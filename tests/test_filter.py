@@ -123,3 +123,49 @@ def test_a_bad_option_is_one_line_and_nothing_is_overwritten(tmp_path, capsys):
         assert message.startswith("python -m data.filter: ") and message.count("\n") == 1
     assert (tmp_path / "metadata.jsonl").read_bytes() == before
     assert not (tmp_path / "metadata.filtered.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["kept.png", "kept.jsonl"])
+def test_a_folder_in_the_way_of_the_filter_stays(name, tmp_path, capsys):
+    """A folder called kept.png or kept.jsonl, with a diary in it, and --out kept.jsonl. Is the diary still there?"""
+    three_clips(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "diary.txt").write_text("mine")
+    assert run(tmp_path, "--fps", 10, "--out", tmp_path / "kept.jsonl") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and name in message                     # breaks if it measures before it checks
+    assert (tmp_path / name / "diary.txt").read_text() == "mine"
+
+
+def test_a_histogram_does_not_replace_a_clip(tmp_path, capsys):
+    """One of the clips is called kept.png, and the histogram would be too."""
+    three_clips(tmp_path)
+    before = write_clip(tmp_path / "kept.png", 20).read_bytes()
+    assert run(tmp_path, "--fps", 10, "--out", tmp_path / "kept.jsonl") == 2
+    assert "did not write" in capsys.readouterr().err and (tmp_path / "kept.png").read_bytes() == before
+
+
+def test_the_filter_does_not_replace_captions(tmp_path, capsys):
+    """--out names metadata that somebody wrote by hand, or the file that is filtered."""
+    three_clips(tmp_path)
+    mine = (tmp_path / "metadata.jsonl").rename(tmp_path / "mine.jsonl")
+    before = mine.read_text()
+    for folder in (mine, tmp_path):
+        assert run(folder, "--fps", 10, "--out", mine) == 2 and mine.read_text() == before
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_filter_may_be_run_again(tmp_path):
+    """Both files that the first run wrote are there. Does the second replace them?"""
+    three_clips(tmp_path)
+    for low, count in ((0, 3), (0.01, 2)):
+        assert run(tmp_path, "--fps", 10, "--motion", low, 1) == 0           # breaks if no file is ever replaced
+        assert len((tmp_path / "metadata.filtered.jsonl").read_text().splitlines()) == count
+
+
+def test_the_filter_writes_no_metadata_that_names_clips_outside(tmp_path, capsys):
+    """--out in a folder beside the clips: its file names would begin with ../, which data/folder.py refuses."""
+    three_clips(tmp_path / "clips")
+    (tmp_path / "other").mkdir()
+    assert run(tmp_path / "clips", "--fps", 10, "--out", tmp_path / "other" / "kept.jsonl") == 2
+    assert "or one around it" in capsys.readouterr().err

@@ -265,6 +265,17 @@ def test_the_command_prints_a_summary_and_draws_windows(tmp_path, capsys):
         assert sheet.width == 3 * (16 + 4) + 4
 
 
+def test_a_sheet_replaces_no_picture_of_the_set(tmp_path, capsys):
+    """--out names a picture among the clips. Only a sheet of an earlier run may be replaced there."""
+    write_clip(tmp_path / "a.gif", 50)
+    before = write_clip(tmp_path / "b.png", 50).read_bytes()
+    describe(tmp_path, a__gif="a")
+    options = ["--rows", 1, "--frames", 3, "--size", 16]
+    assert exit_code(tmp_path, "--out", tmp_path / "b.png", *options) == 2
+    assert "did not write" in capsys.readouterr().err and (tmp_path / "b.png").read_bytes() == before
+    assert [exit_code(tmp_path, "--out", tmp_path / "sheet.png", *options) for _ in range(2)] == [0, 0]
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the program ffmpeg is not on the PATH")
 def test_films_are_read_through_ffmpeg(tmp_path):
     """101 greys, 2 apart, at 24 fps as mp4. Which ones are shown every half second?

@@ -1,5 +1,6 @@
 """Exercises on data/media.py: do pictures and videos survive their files, and do files survive a bad run?"""
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ def test_every_pixel_value_returns():
 def test_values_outside_the_range_are_clamped():
     """A decoder may well return 1.3. Is that white?"""
     assert media.to_pixels(torch.tensor([1.3, -7.0, 0.0])).tolist() == [255, 0, 128]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_no_pixels(bad):
+    """float16 overflows in a decoder. As uint8, NaN is black: is that refused instead?"""
+    with pytest.raises(ValueError, match="not finite"):                     # breaks if only clamp() guards
+        media.to_pixels(torch.tensor([0.5, bad]))
 
 
 def save_in_all_modes(folder):
@@ -79,6 +87,57 @@ def test_a_photo_is_turned_upright(stripes, tmp_path):
     assert picture[0, :28].mean() > 0.9 and picture[2, 68:].mean() > 0.9 and "turned upright" in notes
 
 
+def adobe_rgb():
+    """An ICC profile with the primaries of Adobe RGB and gamma 2.2, built by hand."""
+    number = lambda x: struct.pack(">i", round(x * 65536))
+    xyz = lambda *values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    tags = [(b"desc", b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + b"\0" * 79), (b"wtpt", xyz(.9642, 1, .8249)),
+            (b"rXYZ", xyz(.60974, .31111, .01947)), (b"gXYZ", xyz(.20528, .62567, .06087)),
+            (b"bXYZ", xyz(.14919, .06322, .74457)), (b"rTRC", curve), (b"gTRC", curve), (b"bTRC", curve)]
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags:
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(data), len(content))
+        data += content
+    return (struct.pack(">I", 128 + len(table + data)) + b"\0" * 4 + b"\2\x10\0\0mntrRGB XYZ " + b"\0" * 12 + b"acsp"
+            + b"\0" * 28 + number(.9642) + number(1) + number(.8249) + b"\0" * 48 + table + data)
+
+
+@pytest.mark.parametrize("mode, alpha", [("RGB", ()), ("RGBA", (255,)), ("P", ())])
+def test_a_colour_profile_is_followed(mode, alpha, tmp_path):
+    """Adobe RGB's (90, 200, 60), by its matrix: in sRGB (0, 201, 37). Do we read that?"""
+    picture = Image.new("RGB", (8, 8), (90, 200, 60)).quantize(4) if mode == "P" else Image.new(
+        mode, (8, 8), (90, 200, 60, *alpha))
+    picture.save(tmp_path / "p.png", icc_profile=adobe_rgb())
+    read = media.to_pixels(media.read_picture(tmp_path / "p.png", 8, 8)[0])
+    assert (read[:, 4, 4].int() - torch.tensor([0, 201, 37])).abs().max() <= 1      # breaks if the profile is ignored
+
+
+def test_a_profile_that_does_not_fit_is_ignored(tmp_path):
+    """Bytes that are no profile, and one for RGB in a grey picture. Is the picture read as it is?"""
+    for name, mode, profile in (("a.png", "RGB", b"no profile"), ("b.png", "L", adobe_rgb())):
+        Image.new(mode, (8, 8), "#808080").save(tmp_path / name, icc_profile=profile)
+        assert media.to_pixels(media.read_picture(tmp_path / name, 8, 8)[0]).unique().tolist() == [128]
+
+
+def test_no_other_program_runs_for_a_picture(tmp_path, monkeypatch):
+    """Pillow would call `gs` for an EPS file, whatever its ending is. Is the file refused, and gs not called?"""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        media.read_picture(tmp_path / "a.png", 8, 8)
+    assert not (tmp_path / "called").exists()                               # breaks without formats=FORMATS
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    """A pipe that nobody writes to would never end."""
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png"):                          # breaks if it is opened: the test hangs
+        media.read_picture(tmp_path / "a.png", 8, 8)
+
+
 def test_a_bad_picture_is_one_clear_line(tmp_path):
     """A missing file, a folder, an empty file, text, half a picture, a decompression bomb: one line with its name?"""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "good.png")
@@ -126,6 +185,15 @@ def test_gif_time_does_not_drift(tmp_path):
     assert sum(times) == 1000 and set(times) == {30, 40}                    # breaks if each frame is rounded alone: 960
 
 
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".apng"])
+@pytest.mark.parametrize("fps, count", [(60, 60), (80, 80), (128, 64), (200, 70)])
+def test_no_frame_is_shorter_than_browsers_show(ending, fps, count, tmp_path):
+    """Browsers show frames of up to 10 ms for 100. Is each frame at least 20 ms, the whole as long as asked?"""
+    frames = (torch.arange(count) * 3).to(torch.uint8).view(1, count, 1, 1).expand(3, -1, 8, 8)
+    _, times, _ = read_back(media.write_video(frames, tmp_path / f"a{ending}", fps))
+    assert min(times) >= 20 and abs(sum(times) - 1000 * count / fps) <= 10   # breaks if all are kept
+
+
 def test_a_contact_sheet_holds_every_frame(clip, tmp_path):
     """Nine frames of 64 pixels with gaps of 4: is the last one in its place, without loss?"""
     sheet = np.asarray(Image.open(media.write_video(clip, tmp_path / "a.png")))
@@ -157,6 +225,37 @@ def test_a_folder_with_other_files_is_not_replaced(clip, tmp_path):
     with pytest.raises(ValueError, match="other files"):                    # breaks if any folder is replaced
         media.write_video(clip, folder)
     assert (folder / "diary.txt").read_text() == "mine" and os.listdir(tmp_path) == ["frames"]
+
+
+def test_somebody_elses_frames_are_not_replaced(clip, tmp_path):
+    """A folder with one picture that is called frame_000.png, as ours would be. Is it still there?"""
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "frames" / "frame_000.png")
+    with pytest.raises(ValueError, match="other files"):                    # breaks if only names are compared
+        media.write_video(clip, tmp_path / "frames")
+    assert os.listdir(tmp_path / "frames") == ["frame_000.png"]
+
+
+def test_an_output_never_replaces_an_input(tmp_path):
+    """--out is the picture itself, a link to it, a hard link, or the folder around it: four errors before the work?"""
+    picture = tmp_path / "frames" / "frame_000.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(picture, pnginfo=media.MARK)
+    os.symlink(picture, tmp_path / "link.png")
+    os.link(picture, tmp_path / "hard.png")
+    for out in (picture, tmp_path / "link.png", tmp_path / "hard.png", tmp_path / "frames"):
+        media.check_output(out)
+        with pytest.raises(ValueError, match="which this command reads") as caught:
+            media.check_output(out, inputs=[None, picture])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_device_is_no_output(tmp_path):
+    """/dev/null looks like the name of a folder of frames. Would the video take its place?"""
+    for out in ("/dev/null", tmp_path / "pipe.gif"):
+        out == "/dev/null" or os.mkfifo(out)
+        with pytest.raises(ValueError, match="a device"):
+            media.check_output(out)
 
 
 @pytest.fixture

@@ -224,6 +224,28 @@ def test_a_wrong_option_is_one_line_and_no_file_changes(options, message, desk, 
     assert (desk / "old.gif").read_text() == "precious"                      # breaks if it writes before it checks
 
 
+@pytest.mark.parametrize("options, out", [("--image a.png", "a.png"), ("--between a.png b.png", "b.png")])
+def test_the_output_never_replaces_a_given_picture(options, out, desk, capsys):
+    """--out names the picture that the video begins with. Is that refused before the model is read?"""
+    before = (desk / out).read_bytes()
+    assert exit_code(PROMPT, *options.split(), "--out", out) == 2 and (desk / out).read_bytes() == before
+    assert one_line(capsys.readouterr(), f"{out}: would replace {out}")      # breaks without inputs=
+
+
+def test_every_prompt_and_seed_has_its_own_file_name(desk, monkeypatch):
+    """Chinese, Russian, signs alone, two seeds: are these six names, and is the plain one as ever?"""
+    names = []
+
+    def stop(out, **_):
+        names.append(str(out))
+        raise ValueError("stop")
+    monkeypatch.setattr("microcinema.check_output", stop)
+    for prompt, seed in (("一只红色的圆圈", 0), ("красный круг", 0), ("☀ ☀", 0), ("☂", 0), ("a red circle", 0),
+                         ("a red circle", 2)):
+        exit_code(prompt, "--seed", seed)
+    assert len(set(names)) == 6 and names[4] == "a-red-circle.gif"           # breaks if only a to z count
+
+
 def test_an_empty_prompt_is_refused(desk, capsys, quick):
     """Two spaces."""
     assert exit_code("  ", "--out", "old.gif") == 2

@@ -1,5 +1,8 @@
 """Exercises on training/options.py: the command lines of train.py and training/pretrain.py, and a folder's defaults."""
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import run
@@ -7,6 +10,7 @@ from conftest import run
 import train
 from sd21.files import read_json, write_json
 from training import pretrain
+from training.state import checkpoints
 
 
 def refusal(main, argv, capsys):
@@ -22,9 +26,9 @@ def refusal(main, argv, capsys):
 
 # ---- values that make no sense ----
 
-@pytest.mark.parametrize("option", ["--lr nan", "--fps inf", "--fps 0", "--minutes 0", "--ema 1.5", "--cooldown -1",
-                                    "--seed -1", "--seed 99999999999999", "--batch 0", "--steps x", "--warmup -1",
-                                    "--model nowhere", "--decoder-of nowhere"])
+@pytest.mark.parametrize("option", ["--lr nan", "--lr -1", "--fps inf", "--fps 0", "--minutes 0", "--ema 1.5",
+                                    "--cooldown -1", "--seed -1", "--seed 99999999999999", "--batch 0", "--steps x",
+                                    "--warmup -1", "--model nowhere", "--decoder-of nowhere"])
 def test_numbers_that_make_no_sense_are_refused(option, capsys):
     """Before anything is read or written: does one line name the option?"""
     message = refusal(pretrain.parse, ["vae", "--out", "x", *option.split()], capsys)    # breaks if NaN <= 0 is asked
@@ -54,6 +58,47 @@ def test_trained_weights_are_not_overwritten(like, tmp_path, capsys):
     assert "another --out" in capsys.readouterr().err and file.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("stage, name", [
+    ("vae", "vae.csv"), ("vae", "vae.png"), ("vae", "vae-000002.png"), ("vae", "vae/config.json"), ("vae", "vae.csv/a"),
+    ("image", "tokenizer/merges.txt"), ("image", "scheduler/scheduler_config.json"), ("image", "unet/config.json"),
+    ("image", "text_encoder/model.safetensors"), ("video", "video/config.json"), ("tsr", "tsr.csv")])
+def test_files_that_no_run_of_the_stage_wrote_are_kept(like, tmp_path, capsys, stage, name):
+    """--out names a folder in which somebody has a file that the stage would replace: is it refused before the work?"""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"precious")
+    assert run(stage, like, tmp_path, 1) == 2
+    message = capsys.readouterr().err
+    assert f"stage {stage} would replace it" in message and message.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file] and file.read_bytes() == b"precious"
+
+
+def test_trained_weights_without_their_checkpoints_are_kept(like, tmp_path, capsys):
+    """Somebody has moved the large checkpoints away. The same command would start at step 0: are the weights kept?"""
+    assert run("vae", like, tmp_path, 2) == 0
+    for checkpoint in checkpoints(tmp_path, "vae"):
+        checkpoint.unlink()
+    assert run("vae", like, tmp_path, 2) == 2                                # breaks if the lock file is enough
+    assert "another --out" in capsys.readouterr().err
+
+
+HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_of_the_same_command_twice_at_once_the_second_is_refused(like, tmp_path, capsys):
+    """Another process trains the stage in the same folder: it holds the lock. And when that process has been killed?"""
+    lock = tmp_path / ".vae.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"\n"
+        assert run("vae", like, tmp_path, 1) == 2
+        message = capsys.readouterr().err
+        assert "another process trains stage vae" in message and message.count("\n") == 1
+        assert list(tmp_path.iterdir()) == [lock]
+        other.kill()
+    assert run("vae", like, tmp_path, 1) == 0                                # breaks if the file itself is the lock
+
+
 # ---- the defaults of a model folder ----
 
 @pytest.fixture
@@ -75,9 +120,10 @@ def test_a_model_folders_settings_come_between(own):
     assert (args.steps, args.batch, args.clips) == (3, 7, 50_000)            # breaks if the folder comes last
 
 
-@pytest.mark.parametrize("setting", [{"colour": "red"}, {"lr": float("nan")}, {"steps": "many"}])
+@pytest.mark.parametrize("setting", [{"colour": "red"}, {"lr": float("nan")}, {"lr": -1}, {"steps": "many"},
+                                     {"steps": True}, {"bf16": "false"}, {"bf16": 0}])
 def test_a_model_folders_settings_are_checked(own, setting, tmp_path, capsys):
-    """An option that does not exist, and values that make no sense: is the setting named?"""
+    """An option that does not exist, values that make no sense, a flag that is a word: is the setting named?"""
     argv = ["vae", "--model", own(vae=setting), "--out", tmp_path / "x"]
     assert next(iter(setting)) in refusal(pretrain.parse, argv, capsys)      # breaks if it is ignored
 

@@ -48,6 +48,27 @@ def test_a_table_with_old_column_names_is_continued(tmp_path):
     assert [row["held out"] for row in rows] == ["", "0.75", ""]
 
 
+@pytest.mark.parametrize("row", ["100,2.0,word,", "1e2,2.0,0.5,", "100,2.0,\xff,", f"100,2.0,{'9' * 200_000},",
+                                 f"100,2.0,{'w' * 100_000},"])
+def test_a_table_that_is_not_of_numbers_is_refused_and_kept(tmp_path, row):
+    """A word, half a step, a byte that is no text, a field without end: does one line name the file?"""
+    table = tmp_path / "vae.csv"
+    table.write_text(f"step,seconds,loss,held out\n50,1.0,0.5,\n{row}\n", encoding="latin-1")
+    before = table.read_bytes()
+    with pytest.raises(ValueError, match="vae.csv: cannot be continued") as refusal:
+        Report(table, ["held out"], start=100)
+    assert len(str(refusal.value)) < len(str(table)) + 150 and table.read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_the_table_is_kept(tmp_path):
+    """Somebody's folder is called vae.csv: is it still there?"""
+    (tmp_path / "vae.csv" / "theirs").mkdir(parents=True)
+    for start in (0, 100):
+        with pytest.raises(OSError, match="vae.csv"):
+            Report(tmp_path / "vae.csv", [], start)
+    assert (tmp_path / "vae.csv" / "theirs").is_dir()                        # breaks if the table replaces it
+
+
 def test_the_curve_falls_as_the_numbers_do(tmp_path):
     """A loss that falls tenfold in each hundred steps: is it a straight line, from upper left to lower right?"""
     draw_curves({"loss": [(step, 10 ** (-step / 100)) for step in range(0, 301, 10)]}, tmp_path / "a.png")
@@ -58,8 +79,9 @@ def test_the_curve_falls_as_the_numbers_do(tmp_path):
     assert slope > 0.3 and np.abs(y - slope * x - height).max() < 4          # breaks on a linear scale, or upside down
 
 
-@pytest.mark.parametrize("lines", [{"loss": []}, {"loss": [(50, 0.1)]}, {"loss": [(1, 2.0), (2, 2.0)], "t 0-499": []}])
+@pytest.mark.parametrize("lines", [{"loss": []}, {"loss": [(50, 0.1)]}, {"loss": [(1, 2.0), (2, 2.0)], "t 0-499": []},
+                                   {"loss": [(1, float("inf")), (2, 2.0), (3, float("nan"))]}])
 def test_odd_tables_are_drawn_too(tmp_path, lines):
-    """No number yet, one number, numbers that are all equal."""
+    """No number yet, one number, numbers that are all equal, a loss that is not finite."""
     draw_curves(lines, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size == (900, 540)

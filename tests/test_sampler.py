@@ -41,6 +41,17 @@ def test_the_table_is_the_published_one():
     assert_close(SCHEDULE.alpha_bar.float(), published, rtol=2e-6, atol=0)
 
 
+def test_no_float64_is_moved_to_a_device():
+    """Apple's GPU has no float64. `meta` stands for it: what is there, what stays, and are the numbers the same?"""
+    schedule, t = NoiseSchedule().to("meta"), torch.tensor([0, 500, 999])
+    there = [x for x in vars(schedule).values() if isinstance(x, torch.Tensor) and x.device.type == "meta"]
+    assert [x.dtype for x in there] == [torch.float32]                       # breaks if the table itself is moved
+    assert schedule.alpha_bar.device.type == "cpu" and schedule.alpha_bar.dtype == torch.float64
+    assert schedule.alpha_bar_at(t.to("meta"), torch.zeros(3, 4, device="meta")).device.type == "meta"
+    for like in (torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.float64)):
+        assert torch.equal(SCHEDULE.alpha_bar_at(t, like)[:, 0], SCHEDULE.alpha_bar[t].to(like.dtype))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 25, 50])
 def test_leading_steps_are_those_of_sd21s_scheduler(steps):
     """981, 961, ..., 1 for 50. Where do they end? Not at a clean picture: at alpha_bar[0]."""
@@ -56,6 +67,11 @@ def test_five_trailing_steps_written_out():
     assert [ab_next for _, _, ab_next in timesteps] == [ab for _, ab, _ in timesteps[1:]] + [1.0]
 
 
+def test_trailing_steps_are_rounded_to_the_nearest():
+    """A third of 1000 is no whole number: 1000, 666.7 and 333.3, less one each. So does diffusers."""
+    assert [t for t, _, _ in SCHEDULE.timesteps(3)] == [999, 666, 332]       # breaks with int() for round()
+
+
 @pytest.mark.parametrize("steps", [1, 3, 7, 999, 1000])
 def test_any_number_of_steps_descends_from_999(steps):
     """Numbers that do not divide 1000, too: is each t smaller than the one before, the first 999, none below 0?"""
@@ -67,8 +83,8 @@ def test_any_number_of_steps_descends_from_999(steps):
                                             (10, "even")])
 def test_impossible_steps_are_refused(steps, spacing):
     """No steps; more steps than the table has rows; an unknown spacing."""
-    with pytest.raises(ValueError):
-        SCHEDULE.timesteps(steps, spacing)
+    with pytest.raises(ValueError, match="want"):
+        SCHEDULE.timesteps(steps, spacing)                                   # breaks with 0 for 1
 
 
 def test_eps_at_zero_terminal_snr_is_refused():
@@ -221,6 +237,17 @@ def test_eta_above_zero_keeps_the_variance_too():
         assert abs(z.var().item() / (1 - ab) - 1) < 0.02 and abs(z.mean().item() / (1 - ab) ** 0.5 - 0.5) < 0.01
 
 
+def test_half_of_eta_is_half_of_the_fresh_noise():
+    """One step, with noise() of ones and of zeros. How much of the ones is in z?"""
+    timesteps = SCHEDULE.timesteps(10)[:1]
+
+    def fresh(eta):
+        ones, zeros = (last(ddim(lambda z, t: z, normal(), timesteps, SCHEDULE, eta=eta, noise=lambda: x))
+                       for x in (1.0, 0.0))
+        return ones - zeros
+    assert_close(fresh(0.5), fresh(1.0) / 2)                                 # breaks with the root of eta
+
+
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_no_number_of_steps_makes_latents_complex(eta, spacing):
@@ -244,15 +271,14 @@ def test_eta_zero_ignores_the_shift():
 MEAN, STD = 0.7, 0.5
 
 
-def exact_eps(z, t):
-    ab = SCHEDULE.alpha_bar_at(t, z)
+def exact_eps(z, t, schedule=SCHEDULE):
+    ab = schedule.alpha_bar_at(t, z)
     return (1 - ab) ** 0.5 * (z - ab ** 0.5 * MEAN) / (ab * STD**2 + 1 - ab)
 
 
-def exact_flow(z_T, ab):
-    """The ODE's z at alpha_bar = ab, from z_T at t = 999: every point keeps its quantile."""
+def exact_flow(z_T, ab, start=SCHEDULE.alpha_bar[999].item()):
+    """The ODE's z at alpha_bar = ab, from z_T at alpha_bar = start: every point keeps its quantile."""
     deviation = lambda ab: (ab * STD**2 + 1 - ab) ** 0.5
-    start = SCHEDULE.alpha_bar[999].item()
     return ab ** 0.5 * MEAN + deviation(ab) * (z_T - start ** 0.5 * MEAN) / deviation(start)
 
 
@@ -271,6 +297,34 @@ def test_dpm_solver_is_of_second_order():
     first, second = ((last(solver(exact_eps, z_T, timesteps, SCHEDULE)) - end).abs().mean()
                      for solver in (ddim, dpm_solver_pp))
     assert second < 0.3 * first                                              # breaks if d is always z_0
+
+
+def test_dpm_solver_takes_z_0_from_the_middle_of_a_step():
+    """A network whose z_0 is 5 + 3 lambda, at unequal steps. From the second step on, is d its value half a step on?"""
+    lam = torch.tensor([-2.0, -1.4, 0.0, 0.3], dtype=torch.float64)
+    schedule = NoiseSchedule()
+    schedule.alpha_bar = ab = (2 * lam).sigmoid()                            # lambda = log(ab / (1 - ab)) / 2
+    timesteps = list(zip(range(3), ab.tolist(), ab[1:].tolist()))
+    model = lambda z, t: (z - ab[t[0]] ** 0.5 * (5 + 3 * lam[t[0]])) / (1 - ab[t[0]]) ** 0.5
+    z = [normal(), *dpm_solver_pp(model, normal(), timesteps, schedule)]
+    for i in (1, 2):
+        h, ratio = lam[i + 1] - lam[i], ((1 - ab[i + 1]) / (1 - ab[i])) ** 0.5
+        d = (z[i + 1] - ratio * z[i]) / (ab[i + 1] ** 0.5 * (1 - torch.exp(-h)))     # Algorithm 2, solved for D
+        assert_close(d, (5 + 3 * (lam[i] + h / 2)).expand(SHAPE))            # breaks with another variable than lambda
+
+
+def test_dpm_solver_keeps_its_order_at_unequal_steps():
+    """lambda from -2 to 2, in turn by a short step and by one three times as long. Do twice as many steps leave a
+    quarter of the error?"""
+    def error(steps):
+        lengths = torch.tensor([0.0] + [1.0, 3.0] * (steps // 2), dtype=torch.float64)
+        schedule = NoiseSchedule()
+        schedule.alpha_bar = (2 * (-2 + 4 * lengths.cumsum(0) / lengths.sum())).sigmoid()    # log(ab / (1 - ab)) / 2
+        ab = schedule.alpha_bar.tolist()
+        timesteps = list(zip(range(steps), ab, ab[1:]))
+        z = last(dpm_solver_pp(lambda z, t: exact_eps(z, t, schedule), normal(), timesteps, schedule))
+        return (z - exact_flow(normal(), ab[-1], ab[0])).abs().max()
+    assert 3.5 < error(80) / error(160) < 4.5                                # breaks with h_before / h, or 3 for 2
 
 
 def test_the_best_gamma_is_what_the_last_step_shows_of_z_c():
@@ -301,6 +355,14 @@ def test_guidance_extrapolates_from_the_empty_text(scale, expected):
     z, t = torch.zeros(SHAPE), torch.tensor([5, 5])
     guided = guide(model, scale, text, empty)
     assert torch.equal(guided(z, t), torch.full(SHAPE, expected))            # breaks with cond + w (cond - uncond)
+
+
+def test_both_passes_of_guidance_see_the_same_z_t_and_t():
+    """They differ in the text alone, and the empty one is first."""
+    asked, z_t, t, (text, empty) = [], normal(), torch.tensor([7, 9]), normal(2, 2, 5, 6)
+    guide(lambda *inputs: asked.extend(inputs) or inputs[0], 7.5, text, empty)(z_t, t)
+    for given, once in zip(asked, ([z_t, z_t], [t, t], [empty, text]), strict=True):
+        assert torch.equal(given, torch.cat(once))
 
 
 def test_guidance_leaves_the_prior_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import arguments, assert_same, copy_models, last, names_of, run, subprocess_of
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_loop import stage_of
 from torch import nn
 from torch.testing import assert_close
@@ -140,6 +140,28 @@ def test_the_older_checkpoint_serves_when_the_newer_is_cut(like, eight_steps, tm
     assert names_of(cut) == names_of(eight_steps)
 
 
+@pytest.mark.parametrize("metadata", [None, {"step": "4"}, {"step": "inf", "seconds": "1"},
+                                      {"step": "-4", "seconds": "1"}, {"step": "4", "seconds": "nan"}])
+def test_the_older_checkpoint_serves_when_the_newer_does_not_tell_its_step(like, tmp_path, capsys, metadata):
+    """The tensors of the checkpoint at 4 are whole, its metadata missing or nonsense. Where does the run resume?"""
+    assert run("vae", like, tmp_path, 4) == 0
+    newest = last(tmp_path, "vae")
+    save_file(load_file(newest), newest, metadata=metadata)
+    capsys.readouterr()
+    assert run("vae", like, tmp_path, 6) == 0
+    output = capsys.readouterr().out
+    assert f"{newest}: not whole" in output and "vae.00000002.checkpoint.safetensors, step 2" in output
+
+
+def test_a_copy_of_a_checkpoint_is_not_taken_for_an_old_one(like, tmp_path):
+    """A person keeps the checkpoint of step 2 under another name. The last two are kept: is the copy still there?"""
+    assert run("vae", like, tmp_path, 2) == 0
+    copy = tmp_path / "vae.best.checkpoint.safetensors"
+    copy.write_bytes(last(tmp_path, "vae").read_bytes())
+    assert run("vae", like, tmp_path, 8) == 0
+    assert copy.is_file()                                                    # breaks if any name counts as a step
+
+
 def test_without_a_readable_checkpoint_nothing_is_touched(like, tmp_path, capsys):
     """Both checkpoints are cut, one to nothing. A new start would overwrite what somebody may still want to look at."""
     assert run("vae", like, tmp_path, 4) == 0
@@ -166,6 +188,29 @@ def test_a_run_does_not_resume_from_another_models_checkpoint(like, tmp_path, ca
     assert "is of another model, or --ema was another" in message and message.count("\n") == 1
 
 
+# ---- what a stop may leave behind ----
+
+def test_a_picture_of_the_curves_that_a_kill_has_left_stale_is_drawn_again(like, tmp_path):
+    """A run was killed between its last checkpoint and the picture. The same command has no step left to do."""
+    assert run("vae", like, tmp_path, 2) == 0
+    picture = tmp_path / "vae.png"
+    drawn = picture.read_bytes()
+    picture.write_bytes(b"stale")
+    assert run("vae", like, tmp_path, 2) == 0
+    assert picture.read_bytes() == drawn                                     # breaks if only a new step draws
+
+
+def test_a_run_without_a_checkpoint_yet_starts_again_among_its_own_files(like, tmp_path, monkeypatch, capsys):
+    """The disk is full at the first checkpoint: the table lies there already. Is it taken for somebody else's?"""
+    def full_disk(*arguments):
+        raise OSError(28, "full")
+    with monkeypatch.context() as patch:
+        patch.setattr("training.state.write_tensors", full_disk)
+        assert run("vae", like, tmp_path, 2) == 2
+    assert "there is no checkpoint yet" in capsys.readouterr().err and (tmp_path / "vae.csv").is_file()
+    assert run("vae", like, tmp_path, 2) == 0                                # breaks if only a checkpoint counts
+
+
 # ---- a full disk ----
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error:\n no space")])
@@ -185,7 +230,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(like, tmp_path, monkeypatch, 
     assert f"the last good checkpoint is {last(tmp_path, 'vae')}" in message
     after = contents(tmp_path)
     assert {path: after[path] for path in before} == before and not list(tmp_path.rglob("*.part"))
-    assert {path.suffix for path in after} == {".safetensors", ".json", ".csv", ".png"}  # breaks if the half stays
+    assert {path.suffix for path in after} == {".safetensors", ".json", ".csv", ".png", ".lock"}  # breaks with a half
 
 
 def test_a_resumed_run_writes_the_model_that_a_full_disk_has_stopped(like, tmp_path, monkeypatch):

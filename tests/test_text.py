@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from sd21.files import write_json
 from sd21.text import END, SYMBOL, TextEncoder, Tokenizer, learn_merges, save_merges, split_words, with_fps
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -36,6 +37,27 @@ def test_the_ids_are_those_that_sd21_was_trained_on():
     assert [case["text"] for case in cases if tokenizer.encode(case["text"]) != case["bpe"]] == []
     assert [case["text"] for case in cases if tokenizer([case["text"]])[0].tolist() != case["ids"]] == []
     # breaks with one html.unescape, with numbers joined, without lower(), with \w for letters
+
+
+def test_of_what_ftfy_changes_nfc_is_done():
+    """An accent after its letter is the same é as the letter with its accent. Which golden prompts still differ?"""
+    tokenizer = clip_tokenizer()
+    cases = json.loads((REFERENCE / "tokens.json").read_text(encoding="utf-8"))["cases"]
+    left = [case["text"] for case in cases if tokenizer.encode(case["text"]) != case["bpe"]]
+    ligatures, curly, wide, mojibake = left                         # breaks without NFC: a fifth differs
+    assert "\ufb01" in ligatures and "\u201c" in curly and "\uff46" in wide and "\xc3\xa9" in mojibake
+    assert tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\xe9") == tokenizer.encode("cafe&#769;")
+
+
+def test_the_merges_may_lie_in_tokenizer_json(tmp_path):
+    """transformers 5 writes tokenizer.json and no merges.txt. It holds the same pairs; a broken one is one line."""
+    pairs, file = [["c", "a"], ["ca", "t</w>"]], tmp_path / "tokenizer" / "tokenizer.json"
+    write_json({"model": {"type": "BPE", "merges": pairs}}, file)
+    assert Tokenizer.load(tmp_path).encode("cat") == Tokenizer(pairs).encode("cat") == [513]
+    for broken in ({}, {"model": 5}, {"model": {"merges": [1]}}, {"model": {"merges": None}}):
+        write_json(broken, file)
+        with pytest.raises(ValueError, match="tokenizer.json: not a merges.txt"):
+            Tokenizer.load(tmp_path)
 
 
 def test_a_vocabulary_follows_from_the_merges():
@@ -83,6 +105,8 @@ def test_the_end_of_a_long_prompt_is_reported():
     assert tokenizer.cut(prompt) == "behind"                        # cut inside a word: all of it is reported
     assert tokenizer.cut("x" * 75) == "" and tokenizer.cut("x" * 75 + " y") == "y"       # breaks with 77 for 75
     assert tokenizer.cut("") == ""
+    cat = Tokenizer([("c", "a"), ("ca", "t</w>")])
+    assert cat.cut("cat " * 75) == "" and cat.cut("cat " * 76) == "cat"                  # breaks if letters are counted
 
 
 def test_decode_inverts_encode():
@@ -119,6 +143,29 @@ def test_a_missing_merges_file_is_one_line_that_names_the_folder(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"^{path}: no merges.txt"):
             Tokenizer.load(path)
+
+
+def test_saved_merges_have_the_published_files_form(tmp_path):
+    """Byte for byte, on every system: a header, a pair a line, no carriage returns."""
+    save_merges([("c", "a"), ("ca", "t</w>")], tmp_path / "merges.txt")
+    assert (tmp_path / "merges.txt").read_bytes() == b"#version: 0.2\nc a\nca t</w>\n"
+
+
+def test_a_merge_that_joins_nothing_is_refused_by_its_number():
+    """The second of two joins a symbol that nobody has made."""
+    with pytest.raises(ValueError, match="merge 2, 'th e'"):
+        Tokenizer([("t", "h</w>"), ("th", "e")])
+
+
+def test_no_prompts_are_a_table_of_no_rows():
+    """A batch of nothing still has 77 columns."""
+    assert Tokenizer([])([]).shape == (0, 77)
+
+
+def test_half_a_character_can_be_decoded():
+    """The first of the two bytes of é: a replacement character, no traceback."""
+    tokenizer = Tokenizer([])
+    assert tokenizer.decode(tokenizer.encode("é")[:1]) == "\ufffd"
 
 
 def test_the_caption_begins_with_the_frame_rate():
@@ -176,6 +223,14 @@ def test_every_tensor_has_the_name_and_shape_of_the_published_file():
     assert sum(p.numel() for p in model.parameters()) == 340_387_840        # breaks with CLIP's own 24 layers
 
 
+def test_every_table_of_the_text_encoder_can_learn():
+    """nn.Embedding.from_pretrained freezes its table, unless told otherwise. And how far apart do words start?"""
+    torch.manual_seed(0)
+    model = TextEncoder(**TINY)
+    assert all(p.requires_grad for p in model.parameters())
+    assert 0.45 < model.text_model["embeddings"]["token_embedding"].weight.abs().max() < 0.5     # breaks: CLIP's 0.04
+
+
 @torch.no_grad()
 def test_a_token_sees_only_those_before_it():
     """Change token 5 of 77: which outputs change? And are two equal calls equal?"""
@@ -188,3 +243,10 @@ def test_a_token_sees_only_those_before_it():
     assert torch.equal(before, model(ids))
     assert_close(before[:, :5], after[:, :5])                       # breaks with is_causal=False
     assert ((before - after).abs().amax((0, 2))[5:] > 1e-12).all()  # all later ones, the padding too
+
+
+def test_heads_must_divide_the_width_and_positions_reach_77():
+    """5 heads of 12 numbers; rows of 77 ids and 70 positions."""
+    for wrong in ({"num_attention_heads": 5}, {"max_position_embeddings": 70}):
+        with pytest.raises(ValueError, match="want heads that divide hidden_size 12, and 77 or more positions"):
+            TextEncoder(**TINY | wrong)

@@ -142,6 +142,13 @@ def test_the_tensors_of_sd_are_copied_and_no_others():
     assert {names[id(p)] for p in copied["params"] if names[id(p)].startswith("unet.")} == sd
 
 
+def test_the_channels_that_concat_adds_are_trained_at_the_small_rate():
+    """Row "concat" of Table 2 widens conv_in.weight, a tensor of SD, from 4 to 8 channels: in which group is it?"""
+    model = VideoModel("concat", **TINY)
+    _, copied = train.parameter_groups(model)
+    assert any(p is model.unet.conv_in.weight for p in copied["params"]) and model.unet.conv_in.in_channels == 8
+
+
 # ---- what the stages leave in their folder ----
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from test_kernels import plain_attention
 from torch.testing import assert_close
 
 from sd21.layers import sinusoids
-from unet3d import TemporalAttention, TemporalConv, UNet3D, fold, unfold
+from unet3d import TemporalAttention, TemporalConv, UNet3D, UNetConfig, fold, unfold
 
 REFERENCE = Path(__file__).parent / "reference"
 TINY = dict(block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(2, 4), cross_attention_dim=6,
@@ -120,6 +122,53 @@ def test_there_are_52_temporal_convolutions_and_16_temporal_attentions(full_size
     assert sum(isinstance(m, TemporalAttention) for m in grown.modules()) == 16
 
 
+def test_temporal_layers_have_the_heads_and_groups_of_their_level(full_size):
+    """5, 10, 20 heads as in the spatial attention beside; 32 groups everywhere."""
+    _, grown = full_size
+    for name, layer in grown.named_modules():
+        if isinstance(layer, TemporalAttention):
+            twin = grown.get_submodule(name.replace("temporal_", ""))
+            assert layer.attn1.heads == twin.transformer_blocks[0].attn1.heads, name     # breaks with one head for all
+        if isinstance(layer, torch.nn.GroupNorm):
+            assert layer.num_groups == 32, name
+
+
+def test_sd21_has_one_head_for_64_channels():
+    """`attention_head_dim` is a misnomer of the published file. Are 5, 10, 20, 20 heads C / 64 of each level?"""
+    config = UNetConfig()
+    assert config.attention_head_dim == tuple(c / 64 for c in config.block_out_channels)
+
+
+@pytest.mark.parametrize("wrong", [{"attention_head_dim": (3, 4)}, {"norm_num_groups": 3},
+                                   {"block_out_channels": (9, 16), "attention_head_dim": (3, 4), "norm_num_groups": 1}])
+def test_heads_and_groups_must_divide_the_channels(wrong):
+    """3 heads or 3 groups of 8 channels; 9 channels, half of which are the sines of a position."""
+    with pytest.raises(ValueError, match="channels: want a multiple of 2, "):
+        UNetConfig(**TINY | wrong)
+
+
+def test_a_network_of_other_input_channels_is_refused():
+    """SD2-inpainting has 9, SD2-depth 5, InstructPix2Pix 8. Only a video model may have 8: z_t and z^c."""
+    for channels, temporal in ((9, False), (9, True), (5, False), (8, False)):
+        with pytest.raises(ValueError, match=f"in_channels {channels}: want 4"):
+            UNetConfig(**TINY, in_channels=channels, temporal=temporal)
+    assert UNetConfig(**TINY, in_channels=8).in_channels == 8
+
+
+def test_latents_whose_size_does_not_divide_are_refused():
+    """Two levels halve 5 rows to 3, and double them to 6: the skip has 5. PyTorch would only say that sizes differ."""
+    model, text = UNet3D(**TINY), torch.zeros(1, 5, 6)
+    for h, w in ((5, 4), (4, 5)):
+        with pytest.raises(ValueError, match=f"latents {w} wide and {h} high: both sides must be multiples of 2"):
+            model(torch.zeros(1, 4, 3, h, w), torch.zeros(1), text)
+
+
+def test_lists_of_unequal_length_in_the_config_are_refused():
+    """Two levels, and heads for one of them. The second level would be made without a word, or not at all."""
+    with pytest.raises(ValueError, match="differ in length"):
+        UNet3D(**TINY | {"attention_head_dim": (2,)})
+
+
 @torch.no_grad()
 def test_law_1_fresh_the_video_unet_is_the_image_unet_on_every_frame():
     """Sec. 3.1: the temporal branches start at zero. On a moving clip, does any frame notice that it has neighbours?"""
@@ -138,7 +187,7 @@ def test_law_1_holds_on_a_still():
 
 
 def test_law_2_after_three_steps_every_tensor_has_moved():
-    """One zero layer in a branch, not two: does every tensor learn within three optimizer steps?"""
+    """One zero layer in a branch, not two: does every tensor learn within three steps of SGD at 0.1?"""
     torch.manual_seed(0)
     model = UNet3D(**TINY)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -164,6 +213,95 @@ def test_channels_is_true_of_every_output():
         layer = model.get_submodule(name)
         last = layer.conv2 if "resnets" in name else layer.proj_out
         assert model.channels[name] == len(last.weight), name                # breaks with the input's channels
+
+
+# ---- the temporal layers, by other roads ----
+
+def double_clip():
+    """[b, c, n, h, w], with frames of different contrast: a norm of single frames would not see that."""
+    torch.manual_seed(0)
+    return torch.randn(2, 8, 3, 4, 5).double() * torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1)
+
+
+@torch.no_grad()
+def test_a_temporal_convolution_is_a_norm_of_the_clip_then_silu_then_a_3d_convolution():
+    """PyTorch's own layers on [b, c, n, h, w], and the skip."""
+    layer, clip = stir(TemporalConv(8, 4)).double(), double_clip()
+    branch = F.silu(F.group_norm(clip, 4, layer.norm.weight, layer.norm.bias))
+    branch = F.conv3d(branch, layer.conv.weight[..., None], layer.conv.bias, padding=(1, 0, 0))
+    assert_close(unfold(layer(fold(clip), 3), 3), clip + branch)             # breaks with statistics of single frames
+
+
+@torch.no_grad()
+def test_what_replaces_the_norm_leaves_nothing_of_it():
+    """A function that doubles, instead of the norm. SiLU and convolution stay; are scale and bias of the norm gone?"""
+    layer, clip = stir(TemporalConv(8, 4)).double(), double_clip()
+    branch = F.conv3d(F.silu(2 * clip), layer.conv.weight[..., None], layer.conv.bias, padding=(1, 0, 0))
+    assert_close(unfold(layer(fold(clip), 3, lambda h: 2 * h), 3), clip + branch)    # breaks if the norm comes too
+
+
+@torch.no_grad()
+def test_a_temporal_attention_is_a_transformer_block_along_the_frames_of_one_pixel():
+    """Norm of the clip, then pixel by pixel: positions 0, 1, 2, attention, feed-forward, each with its own skip."""
+    layer, clip = stir(TemporalAttention(8, 2, 4)).double(), double_clip()
+    normed = F.group_norm(clip, 4, layer.norm.weight, layer.norm.bias, eps=1e-6)
+    expected = clip.clone()
+    for b in range(2):
+        for y in range(4):
+            for x in range(5):
+                h = layer.proj_in(normed[b, :, :, y, x].T[None]) + sinusoids(torch.arange(3), 8)     # [1, n, c]
+                q, k, v = (to(layer.norm1(h)) for to in (layer.attn1.to_q, layer.attn1.to_k, layer.attn1.to_v))
+                h = h + layer.attn1.to_out[0](plain_attention(q, k, v, heads=2))
+                h = h + layer.ff(layer.norm2(h))
+                expected[b, :, :, y, x] += layer.proj_out(h)[0].T
+    assert_close(unfold(layer(fold(clip), 3), 3), expected)                  # breaks with statistics of single frames
+
+
+@torch.no_grad()
+def test_each_temporal_layer_reads_what_its_spatial_layer_has_just_computed():
+    """Sec. 3.1, "after": `temporal_conv1` follows `conv1`, and so on. Three frames at a time."""
+    model, outputs, wrong, read = stir(UNet3D(**TINY)), {}, [], []
+    for name, layer in model.named_modules():
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: outputs.update({name: output}))
+        if isinstance(layer, TemporalConv | TemporalAttention):
+            def check(layer, inputs, name=name):
+                read.append(name)
+                if inputs[0] is not outputs.get(name.replace("temporal_", "")) or inputs[1] != 3:
+                    wrong.append(name)
+            layer.register_forward_pre_hook(check)
+    model(*moving_clip())
+    assert len(read) == 24 and wrong == []                                   # breaks with the time embedding between
+
+
+# ---- injections ----
+
+@torch.no_grad()
+@pytest.mark.parametrize("site, c", [
+    ("down_blocks.0.resnets.0", 8), ("down_blocks.0.attentions.0", 8), ("down_blocks.1.resnets.0", 16),
+    ("mid_block", 16), ("up_blocks.1.attentions.0", 8), ("up_blocks.1.attentions.1", 8),
+    ("up_blocks.0.resnets.0.skip", 16), ("up_blocks.0.resnets.1.skip", 8), ("up_blocks.1.resnets.1.skip", 8),
+    ("down_blocks.1.resnets.0.temporal_conv2.norm", 16), ("up_blocks.1.resnets.1.temporal_conv2.norm", 8)])
+def test_an_injection_arrives_where_its_name_says(site, c):
+    """Do the same by hand, with a hook on the layer of that name. Is it the same, and not nothing?"""
+    torch.manual_seed(0)
+    model, clip, x = stir(UNet3D(**TINY)), moving_clip(), torch.randn(c, 1, 1)
+    plain = model(*clip)
+    name, _, last = site.rpartition(".")
+    if last == "norm":                                                       # a function, called instead of the norm
+        sent = lambda h: h * x[..., None]
+        hook = model.get_submodule(site).register_forward_hook(lambda m, inputs, output: sent(inputs[0]))
+    elif last == "skip":                                                     # the channels behind those of h
+        sent = x
+        hook = model.get_submodule(name).register_forward_pre_hook(
+            lambda m, inputs: (torch.cat([inputs[0][:, :-c], inputs[0][:, -c:] + x], dim=1), *inputs[1:]))
+    else:                                                                    # behind the temporal attention
+        sent = x
+        layer = model.get_submodule(site.replace("attentions", "temporal_attentions"))
+        hook = layer.register_forward_hook(lambda m, inputs, output: output + x)
+    by_hand = model(*clip)
+    hook.remove()
+    assert torch.equal(model(*clip, {site: sent}), by_hand)                  # breaks if it is added to another output
+    assert (by_hand - plain).abs().max() > 1e-3
 
 
 # ---- fold and unfold ----

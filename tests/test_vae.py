@@ -123,3 +123,18 @@ def test_a_size_that_does_not_divide_is_refused():
     assert model.factor == 4 and AutoencoderKL(**{**TINY, "block_out_channels": (8, 16, 24, 24)}).factor == 8
     with pytest.raises(ValueError, match="12 wide and 10 high.*multiples of 4"):
         model.encode(torch.zeros(1, 3, 10, 12))
+    with pytest.raises(ValueError, match="10 wide and 12 high"):
+        model.encode(torch.zeros(1, 3, 12, 10))             # breaks if only one side is checked
+
+
+def test_the_scale_of_latents_is_the_configs():
+    """Whoever multiplies z asks `scale`. Without one in the config, it is SD2.1's."""
+    assert AutoencoderKL(**TINY).scale == 0.18215 and AutoencoderKL(**TINY, scaling_factor=0.3).scale == 0.3
+
+
+def test_an_autoencoder_of_other_channels_is_refused():
+    """The latents of newer models have 16 channels: no U-Net of SD2.1 reads them."""
+    with pytest.raises(ValueError, match="latent_channels 16, want 4"):
+        AutoencoderKL(**TINY, latent_channels=16)
+    with pytest.raises(ValueError, match="in_channels"):
+        AutoencoderKL(**TINY, in_channels=4)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_unet3d import TINY
 
 from appearnet import VideoModel
-from microcinema import COMPONENT_CLASSES
+from microcinema import COMPONENT_CLASSES, Sampling
 from sampler import NoiseSchedule
 from sd21 import files, weights
 from sd21.files import read_json, write_json
@@ -73,6 +73,112 @@ def test_a_config_that_asks_for_something_else_is_refused(folder, key, value):
     write_json(TINY | {key: value}, path / "unet" / "config.json")
     with pytest.raises(ValueError, match=key):
         load("unet", path)
+
+
+# What diffusers 0.42 writes beside SD2.1's own keys, at SD2.1's values, and another value of each that matters.
+SAVED_AGAIN = {
+    "unet": {"attention_type": ["default", "gated"], "conv_in_kernel": [3, 5], "conv_out_kernel": [3, 1],
+             "resnet_out_scale_factor": [1.0, 2.0], "transformer_layers_per_block": [1, 2], "dropout": [0.0, 0.1],
+             "addition_embed_type_num_heads": [64], "addition_embed_type": [None, "text"], "decay": [0.9999],
+             "num_attention_heads": [None, 8], "inv_gamma": [1.0], "optimization_step": [37000], "power": [0.6667]},
+    "vae": {"mid_block_add_attention": [True, False], "use_quant_conv": [True, False], "shift_factor": [None, 0.1],
+            "use_post_quant_conv": [True, False], "latents_mean": [None, [0.1]]},
+    "scheduler": {"sample_max_value": [1.0], "dynamic_thresholding_ratio": [0.995], "thresholding": [False, True],
+                  "final_sigmas_type": ["zero", "x"], "interpolation_type": ["linear", "x"], "flow_shift": [1.0],
+                  "timestep_type": ["discrete", "continuous"], "algorithm_type": ["dpmsolver++", "sde-dpmsolver++"],
+                  "solver_order": [2], "solver_type": ["midpoint"], "lower_order_final": [True],
+                  "use_karras_sigmas": [False, True], "trained_betas": [None, [0.1]], "predict_x0": [True],
+                  "time_shift_type": ["exponential"], "lambda_min_clipped": [float("-inf")], "variance_type": [None],
+                  "clip_sample": [False, True]}}
+
+
+@pytest.mark.parametrize("name, key", [(name, key) for name, keys in SAVED_AGAIN.items() for key in keys])
+def test_a_key_of_todays_diffusers_is_taken_at_sd21s_value_and_refused_at_another(name, key):
+    """Keys that did not exist when SD2.1 was published. Is only a value refused that means what this code does not?"""
+    model_class = (COMPONENT_CLASSES | {"scheduler": NoiseSchedule})[name]
+    right, *wrong = SAVED_AGAIN[name][key]
+    assert weights.arguments(model_class, {key: right}, "config.json") == {}
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"config.json: '{key}' = "):      # breaks if every unknown key is ignored
+            weights.arguments(model_class, {key: value}, "config.json")
+
+
+@pytest.mark.parametrize("name, key, value", [
+    ("unet", "layers_per_block", 10**9), ("unet", "layers_per_block", 1.0), ("unet", "layers_per_block", True),
+    ("unet", "layers_per_block", None), ("unet", "block_out_channels", 64), ("unet", "block_out_channels", []),
+    ("unet", "block_out_channels", [8] * 11), ("unet", "block_out_channels", [8, -16]), ("unet", "temporal", 1),
+    ("unet", "down_block_types", [1, 2]), ("unet", "norm_num_groups", 0), ("unet", "cross_attention_dim", [6]),
+    ("text_encoder", "num_hidden_layers", 10**9), ("text_encoder", "vocab_size", 10**400), ("video", "inject", 5),
+    ("vae", "scaling_factor", 0), ("vae", "scaling_factor", float("nan")), ("vae", "layers_per_block", 10**9),
+    ("scheduler", "beta_start", -1), ("scheduler", "beta_end", 1), ("scheduler", "beta_end", "x"),
+    ("scheduler", "num_train_timesteps", 10**12), ("scheduler", "rescale_betas_zero_snr", "yes"),
+    ("sampling", "guidance", "7"), ("sampling", "lam", float("inf")), ("sampling", "fps", 0),
+    ("sampling", "size", None)])
+def test_a_value_of_a_wrong_type_or_size_is_named(name, key, value):
+    """Each would end in a traceback, in NaN, or never. The types are those of the classes' defaults."""
+    model_class = (COMPONENT_CLASSES | {"scheduler": NoiseSchedule, "sampling": Sampling})[name]
+    with pytest.raises(ValueError, match=f"config.json: '{key}' = .{{1,60}} is not supported") as e:
+        weights.arguments(model_class, {key: value}, "config.json")
+    assert "\n" not in str(e.value)
+
+
+def test_a_long_key_of_several_lines_is_still_one_short_line():
+    """A file from elsewhere: its keys may hold line breaks, terminal escapes, a megabyte."""
+    with pytest.raises(ValueError) as e:
+        weights.arguments(UNet3D, {"x\n\x1b[2J" * 9000: "y\n" * 9000}, "config.json")
+    assert len(str(e.value)) < 200 and str(e.value).isprintable()            # breaks if the key is not quoted
+
+
+def test_sampling_takes_zero_and_less():
+    """Guidance 0 ignores the text, lambda 0 is the noise of DDPM, -0.03 an experiment."""
+    settings = {"guidance": 0, "lam": -0.03, "gamma": 0.0, "eta": 0}
+    assert weights.arguments(Sampling, settings, "config.json") == settings
+
+
+@pytest.mark.parametrize("key", ["sampling", "training"])
+def test_settings_that_are_no_object_are_refused(tmp_path, key):
+    """A list, a word, null. An empty object is fine."""
+    for value in ([], "x", None, 5):
+        write_json({key: value}, tmp_path / "video" / "config.json")
+        with pytest.raises(ValueError, match="config.json: want JSON objects as sampling and training"):
+            component("video", tmp_path).settings(key)
+    write_json({key: {}}, tmp_path / "video" / "config.json")
+    assert component("video", tmp_path).settings(key) == {}
+
+
+@pytest.mark.parametrize("name, config, problem", [
+    ("unet", {"in_channels": 9}, "in_channels 9: want 4"), ("unet", {"in_channels": 5}, "in_channels 5: want 4"),
+    ("unet", {"attention_head_dim": [3, 4]}, "8 channels"), ("vae", {"latent_channels": 16}, "latent_channels 16"),
+    ("text_encoder", {"hidden_size": 8, "num_attention_heads": 3}, "heads that divide")])
+def test_an_impossible_component_is_refused_at_load_and_its_config_named(tmp_path, name, config, problem):
+    """SD2-inpainting, SD2-depth, a newer autoencoder: one line before anything is computed."""
+    sizes = {"unet": TINY, "vae": dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4)}
+    write_json(sizes.get(name, {}) | config, tmp_path / name / "config.json")
+    save_file({"conv_in.weight": torch.zeros(8, 9, 3, 3)}, tmp_path / name / FILE)
+    with pytest.raises(ValueError, match=f"{tmp_path / name}/config.json: .*{problem}"):
+        load(name, tmp_path)
+
+
+def test_what_is_saved_opens_in_diffusers_as_the_same_network(folder):
+    """Its defaults are other networks: convolutions instead of linear layers, four levels. So the config names ours.
+
+    By hand, with diffusers 0.42.1 (2026-11-28): both folders of toy/ open, and compute the same to 1e-5."""
+    path, _ = folder
+    vae = dict(block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=4)
+    weights.save(COMPONENT_CLASSES["vae"](**vae).state_dict(), vae, path / "vae")
+    unet, vae = (read_json(path / name / "config.json") for name in ("unet", "vae"))
+    assert unet["use_linear_projection"] is True and unet["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D"]
+    assert vae["down_block_types"] == ["DownEncoderBlock2D"] * 3 and "use_linear_projection" not in vae
+    assert vae["up_block_types"] == ["UpDecoderBlock2D"] * 3
+
+
+def test_the_toy_model_opens_in_diffusers():
+    """The same keys in the repository's own model."""
+    for name in ("unet", "vae"):
+        config = read_json(ROOT / "toy" / name / "config.json")
+        levels = len(config["block_out_channels"])
+        assert len(config["up_block_types"]) == len(config["down_block_types"]) == levels
+    assert read_json(ROOT / "toy" / "unet" / "config.json")["use_linear_projection"] is True
 
 
 def test_a_config_that_describes_no_model_is_refused(folder):

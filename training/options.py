@@ -4,14 +4,16 @@ import argparse
 
 import torch
 
-from sd21.command import ArgumentParser, add_options, from_args, run
+from sd21.command import ArgumentParser, add_options, finite_float, from_args, positive_float, run
 from sd21.weights import component
-from training.distributed import processes
+from training.distributed import all_reduce, processes, rank
 from training.loop import Run
 from training.prepare import Clips
 from training.state import checkpoints
 
-FOLDER_OF_STAGE = {"vae": "vae", "image": "unet", "video": "video", "tsr": "tsr"}        # in a model folder
+FOLDERS_OF_STAGE = {"vae": ["vae"], "image": ["unet", "text_encoder", "tokenizer", "scheduler"],
+                    "video": ["video"], "tsr": ["tsr"]}                       # the first has the defaults of the stage
+rate = lambda text: finite_float(text) and positive_float(text)              # a learning rate; at 0 nothing moves
 
 
 def command_line(prog, description, stages, recipe_class):
@@ -28,10 +30,11 @@ def command_line(prog, description, stages, recipe_class):
 def parse(parser, stages, argv):
     """The arguments: the command line's, else the model folder's own "training" settings, else the defaults."""
     args = parser.parse_args(argv)
-    defaults = component(FOLDER_OF_STAGE[getattr(args, "stage_for", args.stage)], args.model).settings("training")
-    unknown = defaults.keys() - vars(args).keys()
-    if unknown and args.stage != "latents":                                  # that has only some options of its stage
-        parser.error(f"{args.model}: its config.json names training settings that are none: {', '.join(unknown)}")
+    defaults = component(FOLDERS_OF_STAGE[getattr(args, "stage_for", args.stage)][0], args.model).settings("training")
+    wrong = [key for key, value in defaults.items() if key not in args or (
+        isinstance(value, bool) != isinstance(getattr(args, key), bool) and value is not None)]
+    if wrong and args.stage != "latents":                                    # that has only some options of its stage
+        parser.error(f"{args.model}: its config.json has wrong training settings: {', '.join(wrong)}")
     # argparse checks a default that is a string, like the same words on the command line. A flag's is true or false.
     stages[args.stage].set_defaults(**{key: value if isinstance(value, bool) else str(value)
                                        for key, value in defaults.items() if key in args and value is not None})
@@ -41,6 +44,26 @@ def parse(parser, stages, argv):
     return args
 
 
+def claim(out, stage, device):
+    """Returns an open file: while it is open, no other process trains `stage` in folder `out`. ValueError if one does,
+    or if the stage would replace files of others: a run makes the lock file first, and a checkpoint before weights."""
+    lock, folders = out / f".{stage}.lock", FOLDERS_OF_STAGE[stage]
+    patterns = [f"{folder}/*.safetensors" for folder in folders] if lock.exists() else [
+        f"{stage}.csv", f"{stage}.png", f"{stage}-[0-9]*.png", *(f"{folder}/[!.]*" for folder in folders)]
+    if (files := [file for pattern in patterns for file in out.glob(pattern)]) and not checkpoints(out, stage):
+        raise ValueError(f"{files[0]}: stage {stage} would replace it; name another --out, or move it away")
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(lock, "a")
+    try:
+        import fcntl
+        free = rank() > 0 or fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
+    except (ImportError, OSError) as error:                                  # Windows, some network disks: no locks
+        free = not isinstance(error, (BlockingIOError, PermissionError))
+    if not all_reduce(free, device, "min"):
+        raise ValueError(f"{out}: another process trains stage {stage} there; wait for it, or name another --out")
+    return file
+
+
 def launch(prog, parse, stages, recipe_class, argv):
     """Trains the stage that argv names, in this process or in each that torchrun started; returns the exit code."""
     def start():
@@ -48,9 +71,8 @@ def launch(prog, parse, stages, recipe_class, argv):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True        # tensor cores for float32
         with processes(args.device):
             torch.manual_seed(args.seed)
-            folder = args.out / FOLDER_OF_STAGE.get(args.stage, "")
-            if args.stage != "latents" and any(folder.glob("*.safetensors")) and not checkpoints(args.out, args.stage):
-                raise ValueError(f"{folder}: holds trained weights already; name another --out, or move them away")
             clips = from_args(Clips, args).of_stage(getattr(args, "stage_for", args.stage))
-            stages[args.stage][0](from_args(Run, args), clips, from_args(recipe_class, args))
+            settings = from_args(Run, args), clips, from_args(recipe_class, args)
+            lock = args.stage == "latents" or claim(args.out, args.stage, args.device)       # held to the end
+            stages[args.stage][0](*settings)
     return run(prog, start, stopped="the same command resumes from the last checkpoint")

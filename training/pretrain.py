@@ -18,7 +18,7 @@ from data.latents import loader
 from data.media import from_pixels, video_rows
 from microcinema import COMPONENT_CLASSES, MicroCinema, Sampling
 from sd21 import weights
-from sd21.command import existing_path, finite_float, option
+from sd21.command import existing_path, option
 from sd21.files import write_json
 from sd21.text import Tokenizer, learn_merges, save_merges
 from train import BaseRecipe, loss, make_batch
@@ -31,17 +31,16 @@ from training.state import checkpoints
 @dataclass(frozen=True)
 class Recipe(BaseRecipe):
     """The choices of stages vae and image."""
-    lr: float = option(1e-4, "learning rate", finite_float)
+    lr: float = option(1e-4, "learning rate", options.rate)
     decoder_of: Path | None = option(None, "folder of an autoencoder whose decoder to train further: the same latents",
                                      existing_path)
 
 
 def new_model(name, model, **changes):
     """(an untrained model of the size in the component's config.json, that config), both with `changes`."""
-    config, where = weights.component(name, model).read()
-    config |= changes
-    fixed = {"temporal": False} if name == "unet" else {}
-    return COMPONENT_CLASSES[name](**weights.arguments(COMPONENT_CLASSES[name], config, where) | fixed), config
+    component, fixed = weights.component(name, model), {"temporal": False} if name == "unet" else {}
+    model = weights.read_settings(component, None, COMPONENT_CLASSES[name], **changes, **fixed)
+    return model, component.read()[0] | changes
 
 
 def distance(x_hat, x):
@@ -121,7 +120,8 @@ def train_vae(run, clips, recipe):
               names=lambda step: [stream.dataset[i]["name"] for i in stream.numbers(step, step + 1)],
               save=lambda tensors: weights.save(vae.state_dict() | tensors, config, run.out / "vae")), run)
     if rank() == 0 and not recipe.decoder_of:
-        write_json(config | {"scaling_factor": measure_scale(run, clips)}, run.out / "vae" / "config.json")
+        saved = weights.component("vae", run.out)                            # weights.save wrote its whole config
+        write_json(saved.read()[0] | {"scaling_factor": measure_scale(run, clips)}, saved.config)
 
 
 @torch.inference_mode()
@@ -144,7 +144,8 @@ def train_image(run, clips, recipe):
             captions = clips.encoded(vae, run)[0].captions
         else:                                   # 20,000 captions hold every pair of words; 5 wordings for each clip
             captions = clips.dataset(min(20_000, 5 * clips.clips)).captions()
-        vocab_size = weights.component("text_encoder", recipe.model).read()[0].get("vocab_size", 49_408)
+        text_config = weights.component("text_encoder", recipe.model).read()
+        vocab_size = weights.arguments(COMPONENT_CLASSES["text_encoder"], *text_config).get("vocab_size", 49_408)
         merges = learn_merges(captions, vocab_size - 514)                    # 514: 256 bytes, 256 bytes that end a
         save_merges(merges, run.out / "tokenizer" / "merges.txt")            # word, start and end
     if world_size() > 1:

@@ -18,9 +18,13 @@ class Report:
 
     def __init__(self, path, columns, start=0):
         self.path, self.columns, self.rows = Path(path), ["step", "seconds", "loss", *columns], []
-        if start and self.path.is_file():       # names of columns have changed; a full disk may have cut the last row
-            rows = list(csv.reader(self.path.read_text(encoding="utf-8").splitlines()))[1:]
-            self.rows = [row for row in rows if len(row) == len(self.columns) and int(row[0]) <= start]
+        if start and self.path.exists():        # names of columns have changed; a full disk may have cut the last row
+            try:
+                rows = list(csv.reader(self.path.read_text(encoding="utf-8").splitlines()))[1:]
+                self.rows = [row for row in rows if len(row) == len(self.columns) and int(row[0]) <= start]
+                self.draw()                     # a killed run may not have
+            except (csv.Error, ValueError) as error:
+                raise ValueError(f"{self.path}: cannot be continued ({str(error)[:80]}); move it away") from None
         with atomic_write(self.path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.columns, *self.rows])
 
@@ -41,8 +45,8 @@ class Report:
 
 def draw_curves(lines, path, width=900, height=540):
     """Draws the curves {name: [(step, value), ...]} into the picture `path`. The vertical axis is logarithmic: values
-    that are not positive are left out. A curve may be empty or a single point."""
-    lines = {name: [(x, math.log10(y)) for x, y in points if y > 0] for name, points in lines.items() if points}
+    that are not positive, or infinite, are left out. A curve may be empty or a single point."""
+    lines = {name: [(x, math.log10(y)) for x, y in line if 0 < y < math.inf] for name, line in lines.items() if line}
     xs, ys = ([point[axis] for points in lines.values() for point in points] or [0] for axis in (0, 1))
     left, right, top, bottom = 90, width - 20, 20, height - 50
     low, high, last = min(ys) - 0.05, max(ys) + 0.05, max(max(xs), 1)

@@ -5,19 +5,21 @@ our reading  AdamW with betas (0.9, 0.999) and weight decay 1e-2, gradients clip
       nothing in bfloat16. After each step the bfloat16 weights are copied from the masters."""
 
 import shutil
+from argparse import ArgumentTypeError
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import distributed, nn
 
+from sd21.command import natural, positive_float
 from sd21.files import write_tensors
 from training.distributed import check_shared, copy_into, gather, local_shard, rank, shard, sharded_like
 
 
 def checkpoints(out, stage):
     """The checkpoints of a stage in folder `out`, oldest first."""
-    return sorted(out.glob(f"{stage}.*.checkpoint.safetensors"))
+    return sorted(out.glob(f"{stage}.{'[0-9]' * 8}.checkpoint.safetensors"))
 
 
 class TrainState:
@@ -126,13 +128,16 @@ class TrainState:
     def resume(self):
         """Loads the newest readable checkpoint, if there is one. Returns its (steps, seconds), else (0, 0.0)."""
         out, stage = self.run.out, self.run.stage
-        for unfinished in out.glob(f".{stage}.*.part"):                      # of a run that was killed as it wrote;
+        for unfinished in out.glob(f".{stage}[.-]*.part"):                   # of a run that was killed as it wrote;
             shutil.rmtree(unfinished, ignore_errors=True)                    # another process may do the same
         paths = checkpoints(out, stage)
         check_shared(out, int(paths[-1].name.split(".")[1]) if paths else 0, self.run.device, " checkpoints")
         for path in reversed(paths):
             try:
                 with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                    step = natural(metadata.get("step", "no step"))
+                    seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0      # old ones
                     tensors = self.state_dict()
                     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
                     if {name: list(x.shape) for name, x in tensors.items()} != shapes:
@@ -140,12 +145,11 @@ class TrainState:
                                          f"stage {stage} away to start anew")
                     for name, x in tensors.items():
                         copy_into(x, file.get_tensor(name).to(self.run.device))
-                    step, seconds = (float(file.metadata().get(key, 0)) for key in ("step", "seconds"))
                     if self.copies:
                         self.set_parameters(self.masters)
-                    print(f"going on from {path}, step {step:.0f}")
-                    return int(step), seconds
-            except SafetensorError as error:
+                    print(f"going on from {path}, step {step}")
+                    return step, seconds
+            except (SafetensorError, ArgumentTypeError) as error:
                 print(f"{path}: not whole ({error}); taking the one before it")
         if paths:
             raise ValueError(f"{out}: no checkpoint of stage {stage} can be read; move them away to start anew")

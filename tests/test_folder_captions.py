@@ -1,0 +1,107 @@
+"""Exercises on data/folder.py: which captions and files are taken, and is every other one named?"""
+import json
+import os
+
+import pytest
+from test_folder import describe, write_clip
+
+from data import folder
+from data.folder import FolderSet
+
+
+def captions_of(tmp_path, name, text):
+    """The usable captions and the summary of a folder with one clip, a.gif, and this file of captions."""
+    write_clip(tmp_path / "a.gif", 60)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    dataset = FolderSet(tmp_path, 1)
+    return dataset.captions(), dataset.summary()
+
+
+@pytest.mark.parametrize("name, text", [
+    ("metadata.jsonl", '{"file_name": "a.gif", "text": "one"}\n{"file_name": "a.gif", "text": "two"}'),
+    ("metadata.csv", "file_name,text\na.gif,one\n./a.gif,two\n"), ("a.txt", "one\ntwo\n")])
+def test_a_second_caption_is_named_not_taken(name, text, tmp_path):
+    """Two captions for one clip. Is the first one used, and is the other mentioned?"""
+    captions, summary = captions_of(tmp_path, name, text)
+    assert captions == ["one"] and "all captions but the first (a.gif)" in summary   # breaks if the last one wins
+
+
+def test_a_caption_with_commas_needs_quotes(tmp_path):
+    """A CSV row with more cells than columns: the rest of the caption would be lost."""
+    with pytest.raises(ValueError, match="bouncing.*; write captions with commas in quotes"):
+        captions_of(tmp_path, "metadata.csv", "file_name,text\na.gif,a red ball, bouncing\n")
+
+
+@pytest.mark.parametrize("value", [["one", "two"], float("nan"), 7, {"en": "one"}, "caf\udce9"])
+def test_a_caption_is_a_text(value, tmp_path):
+    """A list, pandas' NaN, a number, an object, half a character: is the clip named rather than given that caption?"""
+    with pytest.raises(ValueError, match="not text in UTF-8 .a.gif"):        # breaks if str(value) is a caption
+        captions_of(tmp_path, "metadata.jsonl", json.dumps({"file_name": "a.gif", "text": value}))
+
+
+def test_one_bad_file_of_captions_does_not_stop_the_others(tmp_path):
+    """Beside a.txt: macOS's files, other encodings, binary data, a folder and a broken link. Is a.gif used?"""
+    (tmp_path / "__MACOSX").mkdir()
+    for name, content in (("._a.txt", b"\0\5\xff"), ("__MACOSX/._a.txt", b"\xff"), ("b.txt", "café".encode("cp1252")),
+                          ("c.txt", "café".encode("utf-16")), ("log.txt", bytes(range(256)))):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "d.txt").mkdir()
+    os.symlink("nowhere", tmp_path / "e.txt")
+    captions, summary = captions_of(tmp_path, "a.txt", "good")               # breaks if one of them raises
+    assert captions == ["good"] and "b.txt" in summary and "._a" not in summary
+
+
+@pytest.mark.parametrize("text", [b"file_name,text\na.gif,x\n,\n",
+                                  "file_name,text\na.gif,x\nb.gif,café".encode("cp1252")])
+def test_one_bad_row_of_captions_does_not_stop_the_others(text, tmp_path):
+    """An empty last row, as spreadsheets write it; a row in another encoding."""
+    assert captions_of(tmp_path, "metadata.csv", text)[0] == ["x"]
+
+
+def test_metadata_names_no_file_outside_its_folder(tmp_path):
+    """An absolute path, ../, and a link that leads outside. Are all three refused by name?"""
+    write_clip(tmp_path / "a.gif", 60)
+    write_clip(tmp_path / "set" / "good.gif", 60)
+    os.symlink(tmp_path / "a.gif", tmp_path / "set" / "link.gif")
+    names = [str(tmp_path / "a.gif"), "../a.gif", "link.gif", "good.gif"]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(
+        json.dumps({"file_name": name, "text": name}) for name in names))
+    dataset = FolderSet(tmp_path / "set", 1)
+    assert dataset.captions() == ["good.gif"]
+    assert dataset.skipped["lies outside the folder of the set"] == ["a.gif", "a.gif", "link.gif"]
+
+
+def test_a_linked_text_is_no_caption(tmp_path):
+    """a.txt is a link to a file outside. Is its text kept out of the captions?"""
+    (tmp_path / "secret").write_text("password")
+    write_clip(tmp_path / "set" / "a.gif", 60)
+    os.symlink(tmp_path / "secret", tmp_path / "set" / "a.txt")
+    with pytest.raises(ValueError, match="has no caption .a.gif"):
+        FolderSet(tmp_path / "set", 1)
+
+
+def test_a_pipe_is_no_clip(tmp_path):
+    """A pipe that nobody writes to would never end. Is it named, and the good clip used?"""
+    os.mkfifo(tmp_path / "pipe.gif")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    write_clip(tmp_path / "a.gif", 60)
+    describe(tmp_path, a__gif="a", pipe__gif="b", pipe__mp4="c")
+    assert FolderSet(tmp_path, 1).skipped["is not a file"] == ["pipe.gif", "pipe.mp4"]
+
+
+def test_names_are_printed_without_escapes_and_line_breaks(tmp_path):
+    """A clip whose name clears the screen and has two lines. Is the summary one plain line?"""
+    write_clip(tmp_path / "a.gif", 60)
+    write_clip(tmp_path / "b\x1b[2J\nc.gif", 60)
+    describe(tmp_path, a__gif="a")
+    assert FolderSet(tmp_path, 1).summary().isprintable()                    # breaks if names are printed raw
+
+
+def test_an_animation_that_would_take_hours_is_refused_at_once(tmp_path):
+    """A few kilobytes, but 3000 frames of 12000 x 12000 pixels."""
+    write_clip(tmp_path / "a.gif", 3000, 100, shade=lambda k: k % 2, size=(1, 1))
+    content = bytearray((tmp_path / "a.gif").read_bytes())
+    content[6:10] = (12000).to_bytes(2, "little") * 2                        # the size of the canvas
+    (tmp_path / "a.gif").write_bytes(content)
+    with pytest.raises(ValueError, match="too many"):
+        folder.clip_seconds(tmp_path / "a.gif")
