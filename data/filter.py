@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data.folder import FolderSet, read_clip
-from data.media import MARK, check_output, one_line
-from sd21.command import ArgumentParser, fps, run
+from data.media import MARK, check_output
+from sd21.command import ArgumentParser, fps, one_line, run
 from sd21.files import atomic_write
 from sd21.text import Tokenizer
 

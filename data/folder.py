@@ -23,8 +23,8 @@ import torch
 from PIL import ImageSequence
 from tqdm import tqdm
 
-from data.media import centre, one_line, open_picture, sheet_command
-from sd21.command import ArgumentParser, positive_float
+from data.media import centre, open_picture, sheet_command
+from sd21.command import ArgumentParser, one_line, positive_float
 from sd21.text import with_fps
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps, PngImagePlugin
 
-from sd21.command import fps, natural, positive_int, run
+from sd21.command import fps, natural, one_line, positive_int, run
 from sd21.files import atomic_write
 
 ENDINGS = {".gif": ".gif", ".webp": ".webp", ".apng": ".apng", ".png": ".png (a contact sheet)", ".mp4": ".mp4",
@@ -42,11 +42,6 @@ def to_pixels(x):
 def as_clips(videos):
     """Videos [b, 3, n, H, W] in [-1, 1] -> uint8 [b, n, H, W, 3]."""
     return to_pixels(videos).permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def one_line(error):
-    """The text of an exception, or any text, in one line and without terminal escapes; if empty, its class's name."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split()) or type(error).__name__
 
 
 def open_picture(path):

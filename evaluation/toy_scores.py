@@ -109,7 +109,7 @@ def score(args):
     if (args.fps or args.out) and not args.data:
         raise ValueError(f"--{'fps' if args.fps else 'out'} needs --data")
     if args.out:
-        check_output(args.out)
+        check_output(args.out, inputs=[args.data])
         if args.out.suffix.lower() not in (".png", ".webp"):
             raise ValueError(f"{args.out}: the strip is one picture; want .png or .webp")
     cinema = MicroCinema.load(args.model, args.device, overlay=args.weights)

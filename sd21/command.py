@@ -73,6 +73,11 @@ def is_out_of_memory(error):
         isinstance(error, RuntimeError) and ("allocate" in str(error) or "overflow" in str(error)))
 
 
+def one_line(error):
+    """The text of an exception, or any text, in one line and without terminal escapes; if empty, its class's name."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split()) or type(error).__name__
+
+
 def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
     """Calls function(*args); returns the exit code of the command `name`: 0, or the int that the function returned.
     ValueError, OSError and a lack of memory become one line on stderr and code 2, Ctrl-C one line and 130. Any other
@@ -96,5 +101,5 @@ def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
             message = "the workers that read clips ran out of shared memory; enlarge /dev/shm (docker: --shm-size)"
         elif not is_out_of_memory(error):
             raise
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code

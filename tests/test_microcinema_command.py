@@ -233,7 +233,7 @@ def test_the_output_never_replaces_a_given_picture(options, out, desk, capsys):
 
 
 def test_every_prompt_and_seed_has_its_own_file_name(desk, monkeypatch):
-    """Chinese, Russian, signs alone, two seeds: are these six names, and is the plain one as ever?"""
+    """Chinese, Russian, signs alone, two seeds, a mixture: are these eight names, and is the plain one as ever?"""
     names = []
 
     def stop(out, **_):
@@ -241,9 +241,9 @@ def test_every_prompt_and_seed_has_its_own_file_name(desk, monkeypatch):
         raise ValueError("stop")
     monkeypatch.setattr("microcinema.check_output", stop)
     for prompt, seed in (("一只红色的圆圈", 0), ("красный круг", 0), ("☀ ☀", 0), ("☂", 0), ("a red circle", 0),
-                         ("a red circle", 2)):
+                         ("a red circle", 2), ("一只 cat", 0), ("两只 cat", 0)):
         exit_code(prompt, "--seed", seed)
-    assert len(set(names)) == 6 and names[4] == "a-red-circle.gif"           # breaks if only a to z count
+    assert len(set(names)) == 8 and names[4] == "a-red-circle.gif"           # breaks if only a to z count
 
 
 def test_an_empty_prompt_is_refused(desk, capsys, quick):

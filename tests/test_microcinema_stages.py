@@ -106,6 +106,11 @@ def test_temporal_super_resolution_has_settings_of_its_own():
     assert len(asked) == 3 and said == [f"12 fps, {PROMPT}"]                 # breaks with tsr_sampling's own fps
 
 
+def test_three_frames_go_between_two_whatever_the_length_of_the_video():
+    """The command line passes on --frames, which is the video's. Two pairs become 4 + 4 + 1 frames."""
+    assert run("tsr", toy(tsr=spy([])), steps=1, frames=7).shape[2] == 9     # breaks if 7 go between
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_latents_that_are_not_finite_are_refused(stage):
     """A network that predicts infinity. Is it one line that says which stage?"""
@@ -148,7 +153,7 @@ def decoder():
 def test_decode_undoes_the_scale_and_clamps():
     """Eleven frames, more than are decoded at once. Is every frame there, divided by 0.5, and within -1 to 1?"""
     z = torch.linspace(-2, 2, 2 * 4 * 11 * 2 * 3).view(2, 4, 11, 2, 3)
-    assert_close(decoder().decode(z), (2 * z[:, :3]).clamp(-1, 1))           # breaks with z * scale
+    assert_close(decoder().decode(z, batch=2), (2 * z[:, :3]).clamp(-1, 1))  # breaks with z * scale
 
 
 @pytest.mark.parametrize("batch", [2, 9])
