@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from sd21 import weights
 from sd21.vae import Attention, AutoencoderKL, Downsample
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -138,3 +139,12 @@ def test_an_autoencoder_of_other_channels_is_refused():
         AutoencoderKL(**TINY, latent_channels=16)
     with pytest.raises(ValueError, match="in_channels"):
         AutoencoderKL(**TINY, in_channels=4)
+
+
+def test_an_autoencoder_without_a_scale_is_refused(tmp_path):
+    """Stage vae writes null until it has measured the scale. It may load the model itself, with any scale."""
+    weights.save(AutoencoderKL(**TINY).state_dict(), TINY | {"scaling_factor": None}, tmp_path / "vae")
+    vae = weights.component("vae", tmp_path)
+    with pytest.raises(ValueError, match="stopped before the scale of its latents was measured"):
+        weights.load(vae, AutoencoderKL)
+    assert weights.load(vae, AutoencoderKL, scaling_factor=1.0).scale == 1.0

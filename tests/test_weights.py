@@ -393,12 +393,3 @@ def test_the_config_of_a_single_file_lies_beside_it(tmp_path):
     write_json({"inject": "concat"}, video.with_name("config.json"))
     assert component("video", video).read() == ({"inject": "concat"}, video.with_name("config.json"))
     assert component("unet", video).config is None                           # breaks if it is taken for any component
-
-
-def test_an_autoencoder_without_a_scale_is_refused(tmp_path):
-    """Stage vae writes null until it has measured the scale. It may load the model itself, with any scale."""
-    config = dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4)
-    weights.save(COMPONENT_CLASSES["vae"](**config).state_dict(), config | {"scaling_factor": None}, tmp_path / "vae")
-    with pytest.raises(ValueError, match="stopped before the scale of its latents was measured"):
-        load("vae", tmp_path)
-    assert load("vae", tmp_path, scaling_factor=1.0).scale == 1.0
