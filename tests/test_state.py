@@ -153,6 +153,16 @@ def test_the_older_checkpoint_serves_when_the_newer_does_not_tell_its_step(like,
     assert f"{newest}: not whole" in output and "vae.00000002.checkpoint.safetensors, step 2" in output
 
 
+def test_a_checkpoint_of_an_earlier_version_without_seconds_still_serves(like, tmp_path, capsys):
+    """Earlier versions wrote only the step. Does the run resume there?"""
+    assert run("vae", like, tmp_path, 4) == 0
+    newest = last(tmp_path, "vae")
+    save_file(load_file(newest), newest, metadata={"step": "4"})
+    capsys.readouterr()
+    assert run("vae", like, tmp_path, 6) == 0
+    assert f"going on from {newest}, step 4" in capsys.readouterr().out
+
+
 def test_a_copy_of_a_checkpoint_is_not_taken_for_an_old_one(like, tmp_path):
     """A person keeps the checkpoint of step 2 under another name. The last two are kept: is the copy still there?"""
     assert run("vae", like, tmp_path, 2) == 0
