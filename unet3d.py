@@ -309,9 +309,10 @@ class UNet3D(Encoder):
 
     def forward(self, z_t, t, text, injections=None):
         injections = injections or {}
-        n, h, w = z_t.shape[2:]
-        if h % (multiple := 2 ** (len(self.up_blocks) - 1)) or w % multiple:
-            raise ValueError(f"latents {w} wide and {h} high: both sides must be multiples of {multiple}")
+        n, height, width = z_t.shape[2:]
+        multiple = 2 ** (len(self.up_blocks) - 1)
+        if height % multiple or width % multiple:
+            raise ValueError(f"latents {width} wide and {height} high: both sides must be multiples of {multiple}")
         frames = fold(z_t).contiguous(memory_format=torch.channels_last)     # [(b n), 4, h, w]
         emb, outputs = self.encode(frames, t, text, n, injections)
         h, skips = outputs["mid_block"], [outputs[name] for name in self.skips]

@@ -54,8 +54,11 @@ class TrainState:
             for name, master in self.masters.items():
                 master.grad = local_shard(self.parameters[name].grad)
         if self.copies:
-            combine = torch._foreach_copy_ if self.grads_empty else torch._foreach_add_
-            combine([p.grad for p in self.masters.values()], [p.grad for p in self.parameters.values()])
+            sums, new = [p.grad for p in self.masters.values()], [p.grad for p in self.parameters.values()]
+            if self.grads_empty:
+                torch._foreach_copy_(sums, new)
+            else:
+                torch._foreach_add_(sums, new)
             self.stage.model.zero_grad()
             self.grads_empty = False
 
@@ -137,7 +140,8 @@ class TrainState:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
                     step = natural(metadata.get("step", "no step"))
-                    seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0      # old ones
+                    # Earlier versions wrote no seconds.
+                    seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0
                     tensors = self.state_dict()
                     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
                     if {name: list(x.shape) for name, x in tensors.items()} != shapes:
