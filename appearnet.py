@@ -135,6 +135,8 @@ class VideoConfig(UNetConfig):
         super().__post_init__()
         if self.inject not in INJECTIONS:
             raise ValueError(f"inject '{self.inject}': want one of {', '.join(INJECTIONS)}")
+        if self.in_channels == 8 and self.inject != "concat":
+            raise ValueError(f"in_channels 8 with inject '{self.inject}': want 4; only row concat reads z^c beside z_t")
 
 
 class VideoModel(nn.Module):

@@ -27,6 +27,7 @@ import re
 import signal
 import sys
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from data.media import ENDINGS, check_output, read_picture, to_pixels, write_vid
 from sampler import SAMPLERS, NoiseSchedule, appearance_noise, guide
 from sd21 import weights
 from sd21.command import ArgumentParser, add_options, device, option, positive_int, run
+from sd21.replay import Replay, compile_for_sampling
 from sd21.text import TextEncoder, Tokenizer, with_fps
 from sd21.vae import AutoencoderKL
 from unet3d import UNet3D, fold, unfold
@@ -109,19 +111,20 @@ class MicroCinema:
     Prompts are b sentences (or one string), seeds b numbers. `changes` are fields of Sampling."""
 
     def __init__(self, tokenizer, text_encoder, vae, unet, video, schedule, sampling=Sampling(), trained=True, tsr=None,
-                 tsr_sampling=Sampling(frames=5), progress=True):
+                 tsr_sampling=Sampling(frames=5), image_sampling=None, progress=True):
         self.tokenizer, self.text_encoder, self.vae, self.unet, self.video = tokenizer, text_encoder, vae, unet, video
         self.schedule, self.sampling, self.trained, self.progress = schedule, sampling, trained, progress
-        self.tsr, self.tsr_sampling = tsr, tsr_sampling
+        self.tsr, self.tsr_sampling, self.image_sampling, self.replay = tsr, tsr_sampling, image_sampling, Replay()
 
     @torch.inference_mode()
     def key_frame(self, prompts, seeds=(0,), **changes):
         """Stage one (Sec. 3.1): pictures [b, 3, H, W] in [-1, 1] for b prompts and seeds."""
-        s, prompts = self.settings(**changes), as_list(prompts, seeds)
+        s, prompts = self.settings(self.image_sampling, **changes), as_list(prompts, seeds)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         h = s.size // self.vae.factor
         next_noise = noise(seeds, (4, 1, h, h), "key frame", text.device)
-        return self.decode(self.sample(self.unet, next_noise(), text, empty, s, next_noise, 0.0, "key frame"))[:, :, 0]
+        z = self.sample(partial(self.replay, self.unet), next_noise(), text, empty, s, next_noise, 0.0, "key frame")
+        return self.decode(z)[:, :, 0]
 
     @torch.inference_mode()
     def animate(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
@@ -147,7 +150,8 @@ class MicroCinema:
         next_noise = noise(seeds, (4, s.frames, *condition.shape[3:]), stage, text.device)
 
         def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
-            return model(z_t, t, condition.to(z_t.dtype).repeat(len(z_t) // len(condition), 1, 1, 1, 1), text)
+            z_c = condition.to(z_t.dtype).repeat(len(z_t) // len(condition), 1, 1, 1, 1)
+            return self.replay(model, z_t, t, z_c, text)
 
         z_T = appearance_noise(next_noise(), condition, s.lam + s.gamma)     # Sec. 4.2.2
         return self.sample(f_theta, z_T, text, empty, s, next_noise, s.lam * condition, name)
@@ -213,6 +217,11 @@ class MicroCinema:
         while some := list(itertools.islice(frames, batch)):
             yield from upscaler(torch.stack(some))
 
+    def compile(self):
+        """torch.compile for the models of all stages. The first call of each takes minutes; it prints how long."""
+        for model in {self.unet, self.video, self.tsr} - {None}:             # untrained, video and tsr are one model
+            compile_for_sampling(model)
+
     def encode_text(self, prompts):
         """[b, 77, d]"""
         return self.text_encoder(self.tokenizer(prompts).to(next(self.text_encoder.parameters()).device))
@@ -230,8 +239,10 @@ class MicroCinema:
     def decode(self, z, batch=9):
         """z [b, 4, n, h, w] -> videos [b, 3, n, H, W] in [-1, 1], `batch` frames at a time: pictures are large."""
         frames = fold(z / self.vae.scale).to(next(self.vae.parameters()))
-        frames = torch.cat([self.vae.decode(some).float().clamp(-1, 1) for some in frames.split(batch)])
-        return unfold(frames, z.shape[2])
+        frames = torch.cat([self.vae.decode(some).float() for some in frames.split(batch)])
+        if not frames.isfinite().all():
+            raise ValueError("the autoencoder's numbers grew beyond all bounds; try float32")
+        return unfold(frames.clamp(-1, 1), z.shape[2])
 
     def decode_frames(self, z, given=None, stride=1, batch=9):
         """Yields the frames [3, H, W] in [-1, 1] of one clip's latents z [4, n, h, w]. Each is decoded once.
@@ -269,13 +280,15 @@ class MicroCinema:
 
         parts = {"tokenizer": Tokenizer.load(components["tokenizer"].place), "text_encoder": load("text_encoder"),
                  "vae": load("vae"), "unet": load("unet", temporal=False),
-                 "schedule": weights.load_schedule(components["scheduler"], NoiseSchedule)}
+                 "schedule": weights.read_settings(components["scheduler"], None, NoiseSchedule)}
         if "video" not in components:
             model = VideoModel.grow(parts["unet"]).eval()
             parts |= {"video": model, "tsr": model, "trained": False}
         for name, settings in (("video", "sampling"), ("tsr", "tsr_sampling")):
             if name in components:
                 parts |= {name: load(name), settings: weights.read_settings(components[name], "sampling", Sampling)}
+        image = weights.arguments(Sampling, components["unet"].settings("sampling"), components["unet"].config)
+        parts["image_sampling"] = replace(parts.get("sampling", Sampling()), **image)
         weights.check_sizes_match(parts, components)
         return cls(**parts)
 
@@ -304,6 +317,7 @@ def main(argv=None):
     add_options(sampling, Sampling, default=None)
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of weights and arithmetic")
+    add("--compile", action="store_true", help="torch.compile the models: minutes to start, then faster (GPU)")
     return run(parser.prog, make_video, parser.parse_args(argv), stopped="nothing was written",
                out_of_memory="a smaller --size, --frames, --pairs or --upscale takes less")
 
@@ -324,6 +338,9 @@ def make_video(args):
         raise ValueError("--upscaler: say how many times as large, with --upscale")
     upscale = load_upscaler(args.upscaler or "realesrgan", args.upscale, args.device) if args.upscale != 1 else None
     cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
+    torch.backends.cudnn.benchmark = True                                    # a GPU tries its kernels, takes the best
+    if args.compile:
+        cinema.compile()
     if args.weights:
         print(weights.describe(weights.resolve_components(args.model, args.weights, args.merges)))
     if not cinema.trained:

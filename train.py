@@ -30,7 +30,7 @@ from data.media import video_rows
 from microcinema import MicroCinema, Sampling, tsr_condition
 from sampler import add_noise, appearance_noise
 from sd21 import weights
-from sd21.command import existing_path, finite_float, option, share
+from sd21.command import existing_path, finite_float, learning_rate, option, share
 from training import options, prepare
 from unet3d import UNet3D
 
@@ -88,20 +88,26 @@ class Recipe(BaseRecipe):
     merges: Path | None = option(None, "the tokenizer's merges.txt, if it is not with the model", Path)
     inject: str | None = option(None, "a row of Table 2 (default: the last, or that of --start)", choices=INJECTIONS)
     lam: float = option(0.03, "lambda of Eq. 3 (0.03, Fig. 6)", finite_float)
-    lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", options.rate)
-    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", options.rate)
+    lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", learning_rate)
+    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", learning_rate)
 
 
 def train_video(run, clips, recipe):
     """The image model grown to 3D, with AppearNet and the appearance noise prior, on clips: Eq. 5."""
     unet = prepare.open_component("unet", run, recipe.model)
+    sizes = weights.arguments(UNet3D, *unet.read())
     if recipe.start:
-        model, config = prepare.load_video_for(unet, recipe.start)
+        start = weights.component("video", recipe.start)
+        config, file = start.read()
+        for key, value in sizes.items():
+            if config.get(key, value) != value:
+                raise ValueError(f"{file}: {key} is {config[key]}, but {value} in the image model of {unet.place}")
+        model = prepare.load(start)
     else:
         inject = recipe.inject or INJECTIONS[-1]
         model = VideoModel.grow(prepare.load(unet, temporal=False), inject)
-        config = weights.arguments(UNet3D, *unet.read()) | {
-            "inject": inject, "sampling": weights.component("video", recipe.model).settings("sampling")}
+        sampling = weights.component("video", recipe.model).settings("sampling")
+        config = sizes | {"inject": inject, "sampling": sampling}
     sampling = config.get("sampling", {}) | {"size": clips.size, "frames": clips.frames, "fps": clips.fps}
     centre = clips.frames // 2                                               # the key frame
     train_motion(run, clips, recipe, model, config | {"sampling": sampling}, unet.place,
@@ -137,7 +143,6 @@ def train_motion(run, clips, recipe, model, config, schedule_place, condition_of
             text = text_encoder(ids)
         return loss(f_theta, z_0, condition_of(z_0), text, t, eps_n, schedule, recipe.lam, recipe.weighting)
 
-    @torch.no_grad()
     def sample(held_out):                                                    # three rows of truth and model, 15 steps:
         z_0 = held_out.rows(torch.arange(min(3, len(held_out))), run.device)             # enough to see, in seconds
         captions = held_out.captions[:len(z_0)]

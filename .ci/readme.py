@@ -17,7 +17,8 @@ SHORTER = {"--upscale 4": "--steps 3 --frames 3", "microcinema.py": "--steps 3",
            "train.py video": "--steps 2 --batch 2 --clips 4 --frames 3 --device cpu",
            "train.py tsr": "--steps 2 --batch 2 --clips 4 --device cpu",
            "-m training.pretrain": "--steps 2 --batch 2 --clips 4 --device cpu",
-           "-m data.folder": "--rows 2", "-m data.toyset": "", "-m data.filter": "", "-m sd21.weights": ""}
+           "-m data.folder": "--rows 2", "-m data.toyset": "", "-m data.filter": "", "-m sd21.weights": "",
+           "-m exercises": ""}
 
 
 def commands_in(document):

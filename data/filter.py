@@ -1,19 +1,19 @@
 """The paper's data filter: Sec. 4 "Datasets" leaves out "a low CLIP score" and "excessively high or low motions".
 
-    python -m data.filter my_clips                                       measure every clip, draw a histogram
+    python -m data.filter my_clips                                       measure every clip, print a histogram
     python -m data.filter my_clips --motion 0.001 0.5 --out kept.jsonl   filter; then train.py video --data kept.jsonl
 
 our reading  The paper gives neither measures nor thresholds. Motion is the mean absolute difference between adjacent
              frames at the rate of training, from 0 to 1. It tells stills and hard cuts from motion.
 """
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data.folder import FolderSet, read_clip
@@ -45,7 +45,7 @@ class ClipScore:
         try:
             self.network = torch.jit.load(str(file), map_location=device).float().eval()
             self(np.zeros((224, 224, 3), np.uint8), "")             # fail here rather than after the first hour
-        except (RuntimeError, ValueError, AttributeError) as error:
+        except (RuntimeError, AttributeError) as error:
             raise ValueError(f"{file}: not a CLIP as TorchScript ({str(error).strip().splitlines()[-1]})") from None
 
     @torch.inference_mode()
@@ -56,62 +56,53 @@ class ClipScore:
         return torch.cosine_similarity(image, text).item()
 
 
-def draw_histogram(values, low, high, title, width=640, height=260, bars=40):
-    """A picture of how often each value occurs. Bars outside [low, high] are grey."""
-    picture, (counts, edges) = Image.new("RGB", (width, height), "white"), np.histogram(values, bars)
-    draw, bottom, places = ImageDraw.Draw(picture), height - 40, np.linspace(40, width - 40, bars + 1)
-    for k, count in enumerate(counts):
-        colour = "#2a6fc0" if low <= edges[k:k + 2].mean() <= high else "#bbbbbb"
-        draw.rectangle([places[k], bottom - (bottom - 40) * count / counts.max(), places[k + 1] - 2, bottom], colour)
-    for k in range(0, bars + 1, bars // 4):
-        draw.text((places[k], bottom + 8), f"{edges[k]:.3g}", "#606060", anchor="ma", font_size=14)
-    kept = sum(low <= value <= high for value in values)
-    draw.text((40, 10), f"{title}: {kept} of {len(values)} clips kept", "#202020", font_size=14)
-    return picture
+def print_histogram(values, low, high, title, bars=20):
+    """Prints how often each value occurs, a bar a line. Bars outside [low, high] are dotted."""
+    counts, edges = np.histogram(values, bars)
+    print(f"{title} of {len(values)} clips, # where it lies between {low:g} and {high:g}")
+    for count, left, right in zip(counts, edges, edges[1:]):
+        sign = "#" if low <= (left + right) / 2 <= high else "."
+        print(f"{left:8.4f} to {right:8.4f} | {count:5} {sign * math.ceil(60 * count / max(1, *counts))}")
 
 
 def filter_clips(args):
-    """Measures all clips, then writes the metadata of those that pass, and histograms. `args` is the command line."""
+    """Measures all clips, prints histograms, writes the metadata of those that pass. `args` is the command line."""
     if not (args.motion[0] <= args.motion[1] and -1 <= args.score <= 1):
         raise ValueError("want --motion LOW HIGH in this order, and --score from -1 to 1")
-    if bool(args.clip) != bool(args.merges) or args.score > -1 and not args.clip:
+    if bool(args.clip) != bool(args.merges) or (args.score > -1 and not args.clip):
         raise ValueError("the text-image score takes both --clip FILE and --merges FILE")
-    out = args.out or args.folder / "metadata.filtered.jsonl"
-    around = args.folder.resolve(), *args.folder.resolve().parents                  # metadata names only files below it
-    if out.suffix != ".jsonl" or out.name == "metadata.jsonl" or out.parent.resolve() not in around:
-        raise ValueError(f"{out}: want a .jsonl file, not called metadata.jsonl, in the clips' folder or one around it")
-    for path in (out, out.with_suffix(".png")):
-        check_output(path, [path.suffix], [args.folder, args.clip, args.merges, out.parent])
+    folder = args.folder.parent if args.folder.is_file() else args.folder
+    out = args.out or folder / "metadata.filtered.jsonl"
+    if out.resolve().parent not in (folder.resolve(), *folder.resolve().parents):    # it names only files below it
+        raise ValueError(f"{out}: want a file in the clips' folder or in one around it")
+    check_output(out, [".jsonl"], [args.folder, args.clip, args.merges])
     score = ClipScore(args.clip, args.merges) if args.clip else None
     dataset = FolderSet(args.folder, 1, frames=2, fps=args.fps)
     print(dataset.summary())
     if not score:
         print("no --clip: only motion is measured and filtered, not whether captions fit")
-    clips, measured, rows = dataset.clips + dataset.spared, [], []
-    for clip in tqdm(clips, desc="measuring", mininterval=2):
+    rows = []
+    for clip in tqdm(dataset.clips + dataset.spared, desc="measuring", mininterval=2):
         try:
-            moved, middle = motion(clip, args.fps), np.array([clip.seconds / 2])
-            fits = score(read_clip(clip.path, middle, 224, clip.fps)[0], clip.caption) if score else 1.0
-            measured.append((moved, fits))
+            row = {"file_name": os.path.relpath(clip.path, out.parent), "text": clip.caption, "note": MARK}
+            row |= {"fps": clip.fps} if clip.path.is_dir() else {}
+            row["motion"] = round(motion(clip, args.fps), 6)
+            if score:
+                middle = read_clip(clip.path, np.array([clip.seconds / 2]), 224, clip.fps)[0]
+                row["score"] = round(score(middle, clip.caption), 4)
+            rows.append(row)
         except (ValueError, OSError) as error:
             tqdm.write(one_line(f"left out {clip.path.name}: {error}"))
-            continue
-        if args.motion[0] <= moved <= args.motion[1] and fits >= args.score:
-            row = {"file_name": os.path.relpath(clip.path, out.parent), "text": clip.caption, "motion": round(moved, 5)}
-            row |= {"fps": clip.fps} if clip.path.is_dir() else {}
-            row |= {"score": round(fits, 4)} if score else {}
-            rows.append(row)
-    if not measured:
-        raise ValueError(f"{args.folder}: none of its clips can be measured")
-    motions, scores = zip(*measured)
-    pictures = [draw_histogram(motions, *args.motion, "motion")]
+    print_histogram([row["motion"] for row in rows], *args.motion, "motion")
+    kept = [row for row in rows if args.motion[0] <= row["motion"] <= args.motion[1]]
     if score:
-        pictures.append(draw_histogram(scores, args.score, 1.0, "text-image score"))
-    with atomic_write(out.with_suffix(".png")) as part:
-        Image.fromarray(np.concatenate(pictures)).save(part, pnginfo=MARK)    # one below another
+        print_histogram([row["score"] for row in rows], args.score, 1.0, "text-image score")
+        kept = [row for row in kept if row["score"] >= args.score]
+    if not kept:
+        raise ValueError(f"{args.folder}: none of {len(rows)} measured clips passes; nothing was written")
     with atomic_write(out) as part:
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    print(f"{out}: {len(rows)} of {len(clips)} clips; {out.with_suffix('.png')}")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    print(f"{out}: {len(kept)} of {len(rows)} clips")
 
 
 def main(argv=None):

@@ -9,7 +9,6 @@ our reading  Frames are read by time, not by index, since frames of real files d
 import csv
 import functools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageSequence
 from tqdm import tqdm
 
 from data.media import centre, open_picture, sheet_command
@@ -44,8 +42,7 @@ def _read_rows(file):
             yield from csv.DictReader(line + "\n" for line in lines)        # captions may contain line breaks
             return
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield dict(json.loads(line))
+            yield dict(json.loads(line.strip() or "{}"))            # read_captions skips empty rows
     except csv.Error as error:
         raise ValueError(f"{file}: not a CSV file ({error})") from None
     except (ValueError, TypeError, RecursionError):
@@ -60,14 +57,18 @@ def read_captions(folder):
     if len(files) == 2:
         raise ValueError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
     if not files:                                                   # a .txt describes the file or folder with its stem
+        kinds = ("", *ANIMATIONS, *FILMS, *STILLS)
+        endings = sorted({path.suffix for path in folder.rglob("*") if path.suffix.lower() in kinds})    # such as .MOV
         for text in sorted(folder.rglob("*.txt")):
             if not text.is_file() or text.is_symlink() or HIDDEN.search(text.relative_to(folder).as_posix()):
                 continue
-            clips = [path for path in sorted(text.parent.iterdir()) if path.stem == text.stem
-                     and (path.is_dir() or path.suffix.lower() in ANIMATIONS + FILMS + STILLS)]
-            clips.sort(key=lambda path: path.suffix.lower() in STILLS)      # beside a film, a .jpg is its cover
-            lines = text.read_text(**UTF_8).strip().split("\n")
-            captions[[*clips, text][0]] = {"text": lines[0].strip(), "fps": FOLDER_FPS, "count": len(lines)}
+            clips = [path for path in map(text.with_suffix, endings) if path.exists()]
+            clip = min(clips, key=lambda path: path.suffix.lower() in STILLS, default=text)    # a .jpg: its cover
+            try:
+                lines = [line.strip() for line in text.read_text(**UTF_8).strip().split("\n")]
+            except OSError:                                         # such as a lack of permission: see FolderSet
+                lines = [None]
+            captions[clip] = {"text": lines[0], "fps": FOLDER_FPS, "count": len(lines)}
         return captions
     for row in (row for row in _read_rows(files[0]) if any(row.values())):
         if None in row:                                             # csv.DictReader's key of cells without a column
@@ -75,8 +76,7 @@ def read_captions(folder):
         if row.get("videoid") and not row.get("file_name"):         # WebVid's columns
             row |= {"file_name": f"{row.get('page_dir') or '.'}/{row['videoid']}.mp4", "text": row.get("name")}
         if not row.get("file_name"):
-            raise ValueError(f"{files[0]}: wants the columns file_name and text, or WebVid's videoid, page_dir "
-                             f"and name; has {one_line(', '.join(map(str, row)))}")
+            raise ValueError(f"{files[0]}: wants file_name and text, or WebVid's columns; has {one_line(list(row))}")
         path = files[0].parent / str(row["file_name"])
         try:
             rate = positive_float(row.get("fps") or FOLDER_FPS)
@@ -90,17 +90,18 @@ def read_captions(folder):
 def _animation(path):
     """Yields (picture, its duration in seconds). Durations up to 10 ms become 0.1 s, as in browsers."""
     with open_picture(path) as image:
-        moves = image.format in ("GIF", "PNG", "WEBP")              # a .tif has pages
-        if moves and image.width * image.height * getattr(image, "n_frames", 1) > 2**32:     # 2,000 of Full HD
-            raise ValueError(f"{image.n_frames} frames of {image.width}x{image.height} pixels are too many")
-        for picture in ImageSequence.Iterator(image) if moves else [image]:
-            picture.load()                                          # Pillow knows a WebP's duration only after load()
-            yield picture, (time if (time := picture.info.get("duration") or 0) > 10 else 100) / 1000
+        count = image.n_frames if image.format in ("GIF", "PNG", "WEBP") else 1      # a .tif has pages
+        if image.width * image.height * count > 2**32:              # 2,000 of Full HD
+            raise ValueError(f"{count} frames of {image.width}x{image.height} pixels are too many")
+        for frame in range(image.tell(), count):
+            image.seek(frame)
+            image.load()                                            # Pillow knows a WebP's duration only after load()
+            yield image, (time if (time := image.info.get("duration") or 0) > 10 else 100) / 1000
 
 
 def _pictures_of(folder):
-    """The pictures of a folder, sorted by the numbers in their names: 10.png after 9.png."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not HIDDEN.match(path.name)]
+    """The pictures of a folder, sorted by the numbers in their names: 10.png after 9.png. For other paths, []."""
+    paths = [path for path in folder.glob("*") if path.suffix.lower() in PICTURES and not HIDDEN.match(path.name)]
     return sorted(paths, key=lambda path: ([int(number) for number in re.findall(r"\d+", path.stem)], path))
 
 
@@ -126,8 +127,10 @@ def clip_seconds(path, fps=FOLDER_FPS):
         rows = [line.split(",") for line in table.splitlines() if line.startswith("0,")]
         if not rows:
             raise ValueError("cannot be read as a film")
+        if any(int(row[2]) == -2**63 for row in rows):              # ffmpeg would guess, and err by some frames
+            raise ValueError("has frames without times, as B-frames in an .avi; convert it to .mp4")
         unit = re.search(r"#tb 0: (\d+)/(\d+)", table)             # of time, in seconds; the last frames may be missing
-        return max(max(map(int, row[1:3])) + int(row[3]) for row in rows) * int(unit[1]) / int(unit[2]) - 0.1
+        return max(int(row[2]) + int(row[3]) for row in rows) * int(unit[1]) / int(unit[2]) - 0.1
     if path.suffix.lower() not in ANIMATIONS + STILLS:
         raise ValueError(f"is no clip: want {' '.join(ANIMATIONS + FILMS)} or a folder of pictures")
     try:
@@ -178,32 +181,32 @@ class FolderSet(torch.utils.data.Dataset):
         if not folder.exists():
             raise ValueError(f"{folder}: no such folder of clips, nor a metadata file")
         captions, shortest = read_captions(folder), (frames - 1) / min(self.rates)
+        root = (folder.parent if folder.is_file() else folder).resolve()
         for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", delay=2)):
             if row["count"] > 1:
                 self.skipped["all captions but the first"].append(one_line(path.name))
             try:
-                if not path.resolve().is_relative_to((folder.parent if folder.is_file() else folder).resolve()):
-                    raise ValueError("lies outside the folder of the set")
-                if not row["text"]:
+                links = [picture for picture in _pictures_of(path) if picture.is_symlink()]
+                if not all(file.resolve().is_relative_to(root) for file in (path, *links)):
+                    raise ValueError("leads outside the folder of the set")
+                if row["text"] == "":
                     raise ValueError("has no caption")
                 if not isinstance(row["text"], str) or re.search("[\ud800-\udfff]", row["text"]):
-                    raise ValueError("has a caption that is not text in UTF-8")
+                    raise ValueError("has a caption that cannot be read as text in UTF-8")
                 seconds = clip_seconds(path, row["fps"])
                 if seconds <= shortest:
                     raise ValueError(f"is too short: want more than {shortest:g} s")
-                wanted = len(captions) < 10 or (number % 10 == 9) == held_out
-                (self.clips if wanted else self.spared).append(Clip(path, row["text"], seconds, row["fps"]))
+                clips = self.clips if (number % 10 == 9) == held_out else self.spared
+                clips.append(Clip(path, row["text"], seconds, row["fps"]))
             except (ValueError, OSError) as error:
                 self.skipped[one_line(error)].append(one_line(path.name))
         if held_out and not self.clips:
             self.clips, self.spared = self.spared, []
         known, parents = set(captions), {path.parent for path in captions}
         for path in sorted(folder.rglob("*")):
-            if (path in parents or known & {path, *path.parents} or HIDDEN.search(path.relative_to(folder).as_posix())
-                    or path.with_suffix(".jsonl").is_file()):       # then it is a histogram of data/filter.py
+            if path in parents or known & {path, *path.parents} or HIDDEN.search(path.relative_to(folder).as_posix()):
                 continue
-            is_folder_of_pictures = path.is_dir() and os.access(path, os.R_OK) and len(_pictures_of(path)) > 1
-            if is_folder_of_pictures or path.suffix.lower() in ANIMATIONS + FILMS:
+            if len(_pictures_of(path)) > 1 or path.suffix.lower() in ANIMATIONS + FILMS:
                 self.skipped["has no caption"].append(one_line(path.name))
                 known.add(path)                                     # the pictures in a folder are not clips
         if not self.clips:

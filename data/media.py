@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from sd21.command import fps, natural, one_line, positive_int, run
 from sd21.files import atomic_write
 
-ENDINGS = {".gif": ".gif", ".webp": ".webp", ".apng": ".apng", ".png": ".png (a contact sheet)", ".mp4": ".mp4",
-           "": "or no ending for a folder of frames"}               # ending -> its name in a message
+ENDINGS = (".gif", ".webp", ".apng", ".png", ".mp4", "")            # .png: a contact sheet; none: a folder of frames
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")      # for others, Pillow may run a program (EPS: gs)
-MARK = PngImagePlugin.PngInfo()                                     # in the PNGs that we write: these may be replaced
-MARK.add_text("Software", "MicroCinema")
+MARK = "written by MicroCinema"     # in the metadata of all files that we write: the next run may replace only these
+SIGNED = {"comment": MARK, "exif": Image.Exif()}                    # options of Pillow's save(): GIF; PNG and WebP
+SIGNED["exif"][0x0131] = MARK                                       # the tag "Software"
 
 
 def from_pixels(pixels):
@@ -45,10 +45,12 @@ def as_clips(videos):
 
 
 def open_picture(path):
-    """Opens a picture or an animation: a Pillow image, not decoded yet. The only place that does so."""
+    """Opens a picture, or an animation at its first frame: a Pillow image, not decoded yet. Nothing else opens one."""
     if not Path(path).is_file():                                    # a pipe or a device may never end
         raise ValueError("there is no such file")
-    return Image.open(path, formats=FORMATS)
+    image = Image.open(path, formats=FORMATS)
+    image.seek(1 if image.info.get("default_image") else 0)         # browsers hide the default image of an APNG
+    return image
 
 
 def read_picture(path, height, width):
@@ -68,66 +70,53 @@ def read_picture(path, height, width):
 
 def centre(image, height, width):
     """The largest centred box, resized: (RGB picture, notes). Any mode: transparent turns white, 16 bits are scaled.
-    Upright and in sRGB, if the picture has an EXIF orientation or a colour profile."""
+    Upright and in sRGB, if the picture has an EXIF orientation, a colour profile or a gamma."""
     notes = ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []        # the tag "Orientation"
     image = ImageOps.exif_transpose(image)
+    info, mode = image.info, "RGBA" if image.has_transparency_data else "RGB"
     with suppress(KeyError, OSError, ImageCms.PyCMSError):          # browsers too ignore a profile that does not fit
-        profile = ImageCms.ImageCmsProfile(BytesIO(image.info["icc_profile"]))
+        profile = ImageCms.ImageCmsProfile(BytesIO(info["icc_profile"]))
         if "sRGB" not in ImageCms.getProfileDescription(profile):
-            mode = "RGBA" if image.has_transparency_data else "RGB"
             source = image.convert(mode) if image.mode == "P" or mode == "RGBA" else image
             image = ImageCms.profileToProfile(source, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
     if image.mode.startswith("I") or image.mode == "F":             # integers of 16 or 32 bits, or floats
-        values = np.asarray(image)
+        values = np.nan_to_num(np.asarray(image))
         whites = (1, 255) if image.mode == "F" else (65535,)        # the usual values of white
-        low, high = float(np.nan_to_num(np.nanmin(values))), float(np.nan_to_num(np.nanmax(values)))
-        white, black = min((white for white in whites if white >= high), default=high), min(low, 0)
-        scaled = np.empty(values.shape, np.uint8)
-        for row, line in zip(scaled, values):                       # all rows at once would take 30 bytes a pixel
-            row[:] = ((np.nan_to_num(line.astype(np.float64)) - black) / (white - black) * 255).round()
-        image = Image.fromarray(scaled)
+        black, white = min(values.min(), 0), next((white for white in whites if white >= values.max()), values.max())
+        rows = [np.interp(row, (black, white), (0, 255)).round().astype(np.uint8) for row in values]
+        image = Image.fromarray(np.stack(rows))                     # all rows at once would take 30 bytes a pixel
+    if info.get("gamma") and not {"srgb", "icc_profile"} & info.keys():         # a PNG's: the screen's is 2.2
+        levels = [round(255 * (level / 255) ** (1 / (2.2 * info["gamma"]))) for level in range(256)]
+        image = image.convert(mode).point(levels * 3 + (list(range(256)) if mode == "RGBA" else []))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         notes.append("laid on white")
-    w, h = image.size
-    scale = min(w / width, h / height)
-    box_w, box_h = max(1, round(scale * width)), max(1, round(scale * height))
-    if (box_w, box_h) != (w, h):
-        notes.append(f"cropped to the centre {box_w}x{box_h}")
-    if (box_w, box_h) != (width, height):
+    scale = min(image.width / width, image.height / height)
+    if image.width * height != image.height * width:
+        notes.append(f"cropped to the centre {scale * width:.0f}x{scale * height:.0f}")
+    if image.size != (width, height):
         notes.append(f"resized to {width}x{height}")
-    left, top = (w - box_w) // 2, (h - box_h) // 2
-    picture = image.crop((left, top, left + box_w, top + box_h)).convert("RGB")
-    return picture.resize((width, height), Image.Resampling.LANCZOS), notes
-
-
-def is_ours(path):
-    """Whether this program wrote a file: a PNG with our MARK, or metadata of data/filter.py."""
-    with suppress(Exception), open_picture(path) as image:          # see read_picture
-        return image.info.get("Software") == "MicroCinema"
-    return path.suffix == ".jsonl" and all(b'"motion": ' in row for row in path.read_bytes().splitlines())
+    return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS), notes
 
 
 def check_output(path, endings=ENDINGS, inputs=()):
     """Raises now the ValueError or OSError that write_video(path) would raise after the long computation. Also if the
-    output would replace one of `inputs`, which are paths or None, or in a folder of them a file that is not ours."""
+    output would replace one of `inputs` (paths or None), or a file that this program did not write."""
     path = Path(path)
     kind, where = path.suffix.lower(), path.resolve()
     if kind not in endings:
-        raise ValueError(f"{path}: unknown ending {kind!r}; choose {', '.join(ENDINGS[end] for end in endings)}")
+        raise ValueError(f"{path}: unknown ending {kind!r}; want {', '.join(end or 'none' for end in endings)}")
     for item in map(Path, filter(None, inputs)):
         if where.exists() and any(where.samefile(it) for it in (item, *item.resolve().parents) if it.exists()):
             raise ValueError(f"{path}: would replace {item}, which this command reads; name another output")
-        if item.is_dir() and item.resolve() in where.parents and path.is_file() and not is_ours(path):
-            raise ValueError(f"{path}: is a file that this program did not write; name another output")
     if kind == ".mp4" and not shutil.which("ffmpeg"):
         raise ValueError(f"{path}: mp4 needs the program ffmpeg, which is not on the PATH; .gif and .webp do not")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.exists() and not (path.is_file() if kind else path.is_dir()):
-        raise ValueError(f"{path}: is {'a folder' if kind else 'a file'} or a device; name a new one")
-    if path.is_dir() and not all(file.match("frame_*.png") and is_ours(file) for file in path.iterdir()):
-        raise ValueError(f"{path}: this folder holds other files than frames of this program; name a new one")
+    if path.exists():
+        if not (path.is_file() if kind else path.is_dir()):
+            raise ValueError(f"{path}: is {'a folder' if kind else 'a file'} or a device; name a new one")
+        for file in [path] if kind else path.iterdir():
+            if not (kind or file.match("frame_*.png")) or MARK.encode() not in file.read_bytes():
+                raise ValueError(f"{file}: is not an output of this command; move it away or name another output")
     try:                                                            # only a trial shows all reasons why it may fail
         tempfile.TemporaryDirectory(prefix=f".{path.name}", dir=path.parent).cleanup()
     except OSError as error:
@@ -139,18 +128,15 @@ def write_video(frames, path, fps=2.0):
     GIF and WebP store equal neighbours as one long frame. Raises ValueError or OSError."""
     path = Path(path)
     check_output(path)
-    if not fps > 0:
-        raise ValueError(f"{fps} frames a second: want more than 0")
     with tempfile.TemporaryFile(dir=path.parent) as spool, atomic_write(path) as part:           # frames wait on disk
         shape = None
         for frame in frames.unbind(1) if torch.is_tensor(frames) else frames:
             shape = shape or frame.shape
             if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) != 3 or frame.shape != shape:
-                raise ValueError(f"frames of a video are uint8 [3, H, W], all alike, not {frame.dtype} "
-                                 f"{list(frame.shape)}")
+                raise ValueError(f"want frames uint8 [3, H, W], all alike, not {frame.dtype} {list(frame.shape)}")
             spool.write(frame.cpu().permute(1, 2, 0).numpy().tobytes())
-        if not (shape and shape.numel()):
-            raise ValueError("a video needs at least one frame, and a frame at least one pixel")
+        if not (fps > 0 and shape and shape.numel()):
+            raise ValueError("a video needs more than 0 frames a second, at least one frame, and at least one pixel")
         spool.flush()
         (_, h, w), kind = shape, path.suffix.lower()
         frames = np.memmap(spool, np.uint8, "r").reshape(-1, h, w, 3)
@@ -168,13 +154,14 @@ def write_video(frames, path, fps=2.0):
                 palette = column.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
                 pictures = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
             next(pictures).save(part, save_all=True, append_images=list(pictures), duration=durations, loop=0,
-                                quality=92)                 # of a WebP; above 92 files grow, but hardly improve
+                                quality=92, **SIGNED)       # of a WebP; above 92 files grow, but hardly improve
         elif kind == ".png":
-            contact_sheet(frames).save(part, pnginfo=MARK)
+            contact_sheet(frames).save(part, **SIGNED)
         elif kind == ".mp4":
             command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}",
                        "-r", str(fps), "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2",        # yuv420p: even sizes
-                       "-pix_fmt", "yuv420p", str(part.absolute())]   # so that "a:" is no protocol
+                       "-pix_fmt", "yuv420p", "-metadata", f"comment={MARK}",
+                       str(part.absolute())]                          # so that "a:" is no protocol
             spool.seek(0)
             done = subprocess.run(command, stdin=spool, capture_output=True)
             if done.returncode:
@@ -183,7 +170,7 @@ def write_video(frames, path, fps=2.0):
         else:
             part.mkdir()
             for i, picture in enumerate(pictures):
-                picture.save(part / f"frame_{i:03d}.png", pnginfo=MARK)
+                picture.save(part / f"frame_{i:03d}.png", **SIGNED)
     return path
 
 
@@ -216,12 +203,11 @@ def sheet_command(dataset_class, parser, argv, rows, out):
     add("--seed", type=natural, default=0, help="seed of the set (default 0)")
 
     def draw(out, **options):
-        folder = options.get("folder", Path())                      # or a metadata file
-        check_output(out, [".png"], [folder, folder.is_file() and folder.parent] if "folder" in options else ())
+        check_output(out, [".png"])
         dataset = dataset_class(**options)
         clips, captions = zip(*[(item["frames"].permute(1, 2, 3, 0).numpy(), item["caption"]) for item in dataset])
         with atomic_write(out) as part:
-            contact_sheet(*clips, captions=captions).save(part, pnginfo=MARK)
+            contact_sheet(*clips, captions=captions).save(part, **SIGNED)
         print(dataset.summary())
         print(f"{out}: {len(dataset)} windows of {dataset.frames} frames at {options['fps']:g} fps")
         for reason, names in dataset.skipped.items():

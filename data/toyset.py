@@ -9,7 +9,6 @@ our reading  Coloured shapes move for 4 s, 9 frames at 2 fps (Sec. 4.1). In the 
 import math
 import sys
 from collections import namedtuple
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,17 +88,9 @@ def track(motion, u):
     return np.stack([changes.get(name, 0 * u) for name in ("dx", "dy", "growth", "angle")])
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One coloured shape and its motion. Places and sizes are fractions of the picture, x to the right and y down."""
-    shape: str
-    colour: str
-    motion: str
-    speed: str                  # a key of SPEEDS
-    x: float                    # its centre and radius in the key frame
-    y: float
-    radius: float
-
+class Thing(namedtuple("Thing", "shape colour motion speed x y radius")):
+    """One coloured shape and its motion: keys of SHAPES, COLOURS, MOTIONS (or STILL) and SPEEDS, then its centre and
+    radius in the key frame. Places and sizes are fractions of the picture, x to the right and y down."""
     def at(self, times):
         """Its x, y, radius and angle (radians, clockwise on the screen) at these seconds: [4, n]."""
         dx, dy, growth, angle = track(self.motion, SPEEDS[self.speed] * (np.asarray(times) - CENTRE))
@@ -117,7 +108,7 @@ class Scene(namedtuple("Scene", "things background")):
         for thing in self.things:
             verb = "stands still" if thing.motion == STILL else MOTIONS[thing.motion][0]
             a = "an" if thing.colour[0] in "aeiou" else "a"
-            descriptions.append(DESCRIPTIONS[wording % WORDINGS].format(a=a, verb=verb, **vars(thing)))
+            descriptions.append(DESCRIPTIONS[wording % WORDINGS].format(a=a, verb=verb, **thing._asdict()))
         return " ".join(" and ".join(descriptions).split())         # an empty speed leaves two spaces
 
 
@@ -213,10 +204,7 @@ def _paint(picture, thing, x, y, radius, angle):
 
 
 def render(scene, times, size=128):
-    """The scene at these seconds: uint8 [n, size, size, 3]. Raises ValueError for a time outside [0, 4]."""
-    times = np.asarray(times, dtype=np.float64).reshape(-1)
-    if len(times) and not (times.min() > -1e-6 and times.max() < SECONDS + 1e-6):
-        raise ValueError(f"a scene lasts from 0 to {SECONDS:g} s, asked for {times.min():g} to {times.max():g} s")
+    """The scene at these seconds, from 0 to 4: uint8 [n, size, size, 3]. Later a thing may have left the picture."""
     ground, pixels = scene.background, (np.arange(size, dtype=np.float32) + 0.5) / size          # centres of pixels
     x, y = pixels[None, :], pixels[:, None]
     mix, (light, dark) = GROUNDS[ground.kind](x, y, ground), np.float32(ground.colours)
@@ -242,8 +230,7 @@ class ToySet(torch.utils.data.Dataset):
         self.windows, self.rates, self.skipped = windows, windows or (fps,), {}
         steps, slowest = frames - 1 if windows else 2 * (frames // 2), min(self.rates)          # both ways from CENTRE
         if steps / slowest > SECONDS:
-            raise ValueError(f"{frames} frames at {slowest:g} fps: a toy clip lasts {SECONDS:g} s; want fewer frames "
-                             "or a higher rate")
+            raise ValueError(f"{frames} frames at {slowest:g} fps: a toy clip lasts {SECONDS:g} s; want fewer frames")
 
     def __len__(self):
         return self.count

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from data.folder import FolderSet
-from data.media import as_clips, check_output, contact_sheet, from_pixels
+from data.media import SIGNED, as_clips, check_output, contact_sheet, from_pixels
 from data.toyset import SECONDS, frame_times, render, sample_scene
 from evaluation.measure import average, average_compared, compare, decibels, find, psnr, score_clip, squared_error
-from microcinema import UNTRAINED, MicroCinema, tsr_condition
+from microcinema import UNTRAINED, MicroCinema, Sampling, tsr_condition
 from sd21 import command, weights
 from sd21.files import atomic_write
 
@@ -109,9 +109,7 @@ def score(args):
     if (args.fps or args.out) and not args.data:
         raise ValueError(f"--{'fps' if args.fps else 'out'} needs --data")
     if args.out:
-        check_output(args.out, inputs=[args.data])
-        if args.out.suffix.lower() not in (".png", ".webp"):
-            raise ValueError(f"{args.out}: the strip is one picture; want .png or .webp")
+        check_output(args.out, (".png", ".webp"), [args.data])
     cinema = MicroCinema.load(args.model, args.device, overlay=args.weights)
     if args.weights:
         print(weights.describe(weights.resolve_components(args.model, args.weights)), end="\n\n")
@@ -135,7 +133,7 @@ def score(args):
         if args.out:
             captions = [text for caption, *_ in strip for text in (f"the truth: {caption}", "MicroCinema")]
             with atomic_write(args.out) as part:
-                contact_sheet(*[clip for _, *pair in strip for clip in pair], captions=captions).save(part)
+                contact_sheet(*[clip for _, *pair in strip for clip in pair], captions=captions).save(part, **SIGNED)
             print(f"\n{args.out}: {len(strip)} of them, the truth above and the model's below")
     else:
         half, rows, centres = args.prompts // 2, {}, []
@@ -159,9 +157,8 @@ def main(argv=None):
     add("--prompts", type=command.positive_int, default=256, help="how many; in the toy world half seen, half held out")
     add("--batch", type=command.positive_int, default=16, help="videos at once")
     add("--seed", type=command.seed, default=0, help="of the prompts or windows, and of the noise")
-    add("--steps", type=int, help="denoising steps (default: the model's)")
-    add("--guidance", type=command.finite_float, help="guidance scale (default: the model's)")
-    add("--gamma", type=command.finite_float, help="gamma of Sec. 4.2.2 (default: the model's)")
+    sampling = parser.add_argument_group("sampling", "defaults: the model folder's, else the paper's or SD2.1's")
+    command.add_options(sampling, Sampling, only=("steps", "guidance", "gamma"), default=None)
     add("--fps", type=command.fps, help="with --data: frames a second of a window (default: the model's)")
     add("--out", type=Path, help="with --data: a .png or .webp to draw eight windows to, the truth above the model's")
     add("--device", type=command.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")

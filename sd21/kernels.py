@@ -60,7 +60,10 @@ def frame_attention(q, k, v, heads):
 
 
 def computed_once(table):
-    """The table [n, c] itself, times the identity. torch.compile would otherwise recompute it for every pixel."""
+    """The table [n, c] itself. While compiling, times the identity: torch.compile would otherwise recompute the table
+    for every pixel."""
+    if not torch.compiler.is_compiling():
+        return table
     return torch.eye(len(table), dtype=table.dtype, device=table.device) @ table
 
 

@@ -66,8 +66,7 @@ class SpatialTransformer(nn.Module):
     """A transformer block on the pixels of each frame, between two linear layers, with a skip. h [(b n), c, h, w]."""
     def __init__(self, channels, text_dim, heads, groups):
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.norm, self.proj_in = GroupNorm(groups, channels, eps=1e-6), nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, text_dim, heads)])
         self.proj_out = nn.Linear(channels, channels)
 

@@ -1,5 +1,5 @@
 """Tensor names: from those of SD2.1's single file, of older folders and of our checkpoints to COMPONENT/NAME. Defines
-RENAME, RENAME_OLD, own_names, rename; NOT_NEEDED; family: which kind of model a file seems to hold."""
+RENAME, RENAME_OLD, OWN_FILES, rename; NOT_NEEDED; family: which kind of model a file seems to hold."""
 
 import re
 
@@ -13,26 +13,22 @@ LAYERS = {
     "mid.attn_1.norm": "mid_block.attentions.0.group_norm", "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
     "transformer.resblocks": "encoder.layers", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_proj": "mlp.fc2",
     "attn.in_proj_": "self_attn.qkv_proj.", "attn.out_proj": "self_attn.out_proj", "ln_final": "final_layer_norm",
-    "token_embedding": "embeddings.token_embedding"}
+    "token_embedding": "embeddings.token_embedding", "positional_embedding": "embeddings.position_embedding.weight",
+    "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "downsample.conv": "downsamplers.0.conv", "upsample.conv": "upsamplers.0.conv",
+    "out.0": "conv_norm_out", "out.2": "conv_out", "norm_out": "conv_norm_out"}
 RENAME = [
     (r"^model\.diffusion_model\.", "unet/"), (r"^unet/input_blocks\.0\.0", "unet/conv_in"),
-    (r"^unet/time_embed\.0", "unet/time_embedding.linear_1"), (r"^unet/time_embed\.2", "unet/time_embedding.linear_2"),
-    (r"^unet/out\.0", "unet/conv_norm_out"), (r"^unet/out\.2", "unet/conv_out"),
     # K of input_blocks.K and output_blocks.K counts over all levels, three a level: twice a ResBlock (0) with attention
     # (1), then the change of resolution (0); on the way up three, the last with a change of resolution (1 or 2).
     (r"\binput_blocks\.(\d+)(?=\.[01])", lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.entry.{(int(m[1]) - 1) % 3}"),
     (r"\boutput_blocks\.(\d+)(?=\.[01]|\.2\.conv)", lambda m: f"up_blocks.{int(m[1]) // 3}.entry.{int(m[1]) % 3}"),
     (r"\bentry\.\d\.0\.op", "downsamplers.0.conv"), (r"\bentry\.\d\.[12]\.conv", "upsamplers.0.conv"),
     (r"\bentry\.(\d)\.0", r"resnets.\1"), (r"\bentry\.(\d)\.1", r"attentions.\1"),
-    (r"^first_stage_model\.", "vae/"), (r"(?<=vae/)(en|de)coder\.norm_out", r"\1coder.conv_norm_out"),
-    (r"\bmid\.attn_1\.([qkv])", r"mid_block.attentions.0.to_\1"),
-    (r"\bdown\.(\d)\.block\.(\d)", r"down_blocks.\1.resnets.\2"),
-    (r"\bdown\.(\d)\.downsample", r"down_blocks.\1.downsamplers.0"),
+    (r"^first_stage_model\.", "vae/"), (r"^cond_stage_model\.model\.", "text_encoder/text_model."),
+    (r"\bmid\.attn_1\.([qkv])", r"mid_block.attentions.0.to_\1"), (r"\bdown\.(\d)", r"down_blocks.\1"),
     # The single file counts the decoder's levels from the highest resolution, the folder in the order of use.
-    (r"\bup\.(\d)\.block\.(\d)", lambda m: f"up_blocks.{3 - int(m[1])}.resnets.{m[2]}"),
-    (r"\bup\.(\d)\.upsample", lambda m: f"up_blocks.{3 - int(m[1])}.upsamplers.0"),
-    (r"^cond_stage_model\.model\.", "text_encoder/text_model."),
-    (r"\bpositional_embedding$", "embeddings.position_embedding.weight"),
+    (r"\bup\.(\d)", lambda m: f"up_blocks.{3 - int(m[1])}"), (r"\bblock\.(\d)", r"resnets.\1"),
     *((rf"\b{re.escape(layer)}", new) for layer, new in LAYERS.items())]
 
 # Older model folders name the autoencoder's attention differently, and some text encoders lack the prefix text_model.
@@ -40,6 +36,11 @@ RENAME_OLD = [
     (r"^(vae/.*attentions\.0\.)(query|key|value)\b", lambda m: f"{m[1]}to_{m[2][0]}"),
     (r"^(vae/.*attentions\.0\.)proj_attn\b", r"\1to_out.0"),
     (r"^text_encoder/(?=embeddings|encoder|final_layer_norm)", "text_encoder/text_model.")]
+
+# Our own files: a tensor that marks one, and its rules. The first mark counts: stage image's file has the second too.
+OWN_FILES = {
+    "text_encoder.text_model.final_layer_norm.weight": [(r"^(unet|text_encoder)\.", r"\1/")],
+    "unet.conv_in.weight": [("^", "video/")], "encoder.conv_in.weight": [("^", "vae/")]}
 
 # Tensors that a checkpoint may hold and no model needs: the tables of the noise schedule, which follow from four
 # numbers; the counters of the average; OpenCLIP's last layer and image projection; the position ids 0 to 76.
@@ -61,15 +62,6 @@ def rename(name, rules):
     for pattern, new in rules:
         name = re.sub(pattern, new, name)
     return name
-
-
-def own_names(tensors):
-    """The rules for a file that this project wrote, from its tensor names; None for a file of anyone else."""
-    if any(name.startswith("text_encoder.text_model.") for name in tensors):     # stage image trains two components
-        return [(r"^(unet|text_encoder)\.", r"\1/")]
-    if "unet.conv_in.weight" in tensors:
-        return [("^", "video/")]
-    return [("^", "vae/")] if "encoder.conv_in.weight" in tensors else None
 
 
 def family(tensors, prediction_type=None):

@@ -4,24 +4,20 @@ import inspect
 import math
 from pathlib import Path
 
-from torch import nn
+from torch import device, nn
 
 from sd21.command import ArgumentParser, run
 from sd21.names import family
-from sd21.weights import MODELS, Stored, build, check, component, locate
+from sd21.weights import MODELS, Stored, build, component, locate, read_settings
 
 
-def owners(model):
-    """{tensor name: the class of the innermost module that holds it and is more than one layer of PyTorch's}."""
+def print_table(title, model, names, tensors):
+    """Prints these names of `tensors`, {name: Stored}, each with its owner: the class of the innermost module that
+    holds it and is more than one layer of PyTorch's. Returns how many parameters they have."""
     layers, owner = (nn.Linear, nn.Conv2d, nn.GroupNorm), {}     # also those that only start at zero or run faster
     for path, module in model.named_modules():                   # from the outside in
         if not isinstance(module, layers) and not type(module).__module__.startswith("torch."):
             owner |= dict.fromkeys(module.state_dict(prefix=f"{path}." if path else ""), type(module))
-    return owner
-
-
-def print_table(title, names, tensors, owner):
-    """Prints these names of `tensors`, {name: Stored}, with their owners; returns how many parameters they have."""
     count = sum(math.prod(tensors[name].shape) for name in names)
     print(f"\n{title}: {len(names)} tensors, {count:,} parameters")
     labels = {name: name if tensors[name].name == name else f"{tensors[name].name} -> {name}" for name in names}
@@ -40,18 +36,18 @@ def print_map(path, classes, is_new):
         prediction = component("scheduler", path).read()[0].get("prediction_type", "epsilon")
     print(f"{path}: looks like {family(next(iter(located.values())), prediction)}")
     for name in [name for name in MODELS if name in located]:
-        model = build(component(name, path), classes[name], **({"temporal": False} if name == "unet" else {}))
-        check(model, located[name], path)
+        fixed = {"temporal": False} if name == "unet" else {}
+        model = build(component(name, path), classes[name], located[name], **fixed)
         copied = [tensor for tensor in model.state_dict() if not is_new(tensor)]
         added = [tensor for tensor in model.state_dict() if is_new(tensor)]
-        total += print_table(f"{name}, from the image model" if added else name, copied, located[name], owners(model))
-        total += print_table(f"{name}, what the paper adds", added, located[name], owners(model)) if added else 0
+        total += print_table(f"{name}, from the image model" if added else name, model, copied, located[name])
+        total += print_table(f"{name}, what the paper adds", model, added, located[name]) if added else 0
     print(f"\nall: {total:,} parameters")
     if "unet" in located and "video" not in located:
-        model = build(component("unet", path), classes["video"])
-        added = {name: Stored(None, name, "-", tensor.shape, 0)
-                 for name, tensor in model.state_dict().items() if is_new(name)}
-        print_table("what the paper adds, not in this checkpoint", added, added, owners(model))
+        with device("meta"):                                      # shapes, but no memory
+            model = read_settings(component("unet", path), None, classes["video"])
+        added = {name: Stored(None, name, "-", x.shape) for name, x in model.state_dict().items() if is_new(name)}
+        print_table("what the paper adds, not in this checkpoint", model, added, added)
 
 
 def main(classes, is_new, argv=None):

@@ -29,7 +29,6 @@ START, STOP = "<start_of_text>", "<end_of_text>"    # vocab.json: <|startoftext|
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 UNPRINTABLE = [byte for byte in range(256) if byte not in PRINTABLE]
 SYMBOL = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(UNPRINTABLE)}
-BYTE = {symbol: byte for byte, symbol in SYMBOL.items()}
 
 # Special words and contractions, runs of letters, runs of all else but spaces. \w is letters, numbers and `_`.
 WORD = re.compile(rf"{START}|{STOP}|'s|'t|'re|'ve|'m|'ll|'d|[^\W_]+|(?:[^\w\s]|_)+", re.IGNORECASE)
@@ -81,8 +80,8 @@ def learn_merges(texts, count):
 
 def save_merges(merges, path):
     """Writes merges.txt for Tokenizer.load: a header, then one pair a line, in the order of learning. Atomic."""
-    with atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
-        file.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    with atomic_write(path) as part:
+        part.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8", newline="\n")
 
 
 class Tokenizer:
@@ -97,8 +96,7 @@ class Tokenizer:
                 raise ValueError(f"merge {len(self.rank) + 1}, {' '.join(pair)!r}, does not join two earlier symbols "
                                  "to a new one")
             self.rank[pair], self.id[joined] = len(self.rank), len(self.id)
-        self.symbols, self.vocab_size = [*self.id, START, STOP], len(self.id) + 2
-        self.start, self.stop = len(self.id), len(self.id) + 1
+        self.start, self.stop, self.vocab_size = len(self.id), len(self.id) + 1, len(self.id) + 2
         self.cache = {START: [self.start], STOP: [self.stop]}
 
     @classmethod
@@ -131,13 +129,6 @@ class Tokenizer:
         """The ids of one prompt, of any number, without start and end."""
         return [i for word in split_words(clean(text)) for i in self.bpe(word)]
 
-    def decode(self, ids):
-        """Ids (a list or a row of them) -> text, with a space after each word. Stops at the end id; omits start."""
-        symbols = [self.symbols[i] for i in ids if i != self.start]
-        symbols = symbols[:symbols.index(STOP)] if STOP in symbols else symbols
-        spaced = "".join(symbol.removesuffix(END) + (SYMBOL[32] if symbol.endswith(END) else "") for symbol in symbols)
-        return bytes(BYTE[char] for char in spaced).decode("utf-8", "replace").strip()
-
     def cut(self, text):
         """The end of the prompt that exceeds 75 ids, from the first word that loses any; '' if all fits."""
         rest, used = clean(text), 0
@@ -159,8 +150,7 @@ class Layer(nn.Module):
     """Each token of x [b, l, d] attends to itself and to those before it, then two linear layers with an exact GELU."""
     def __init__(self, d, d_ff, heads, eps):
         super().__init__()
-        self.heads = heads
-        self.layer_norm1 = nn.LayerNorm(d, eps=eps)
+        self.heads, self.layer_norm1 = heads, nn.LayerNorm(d, eps=eps)
         self.self_attn = nn.ModuleDict({name: nn.Linear(d, d) for name in ("q_proj", "k_proj", "v_proj", "out_proj")})
         self.layer_norm2 = nn.LayerNorm(d, eps=eps)
         self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(d, d_ff), gelu=nn.GELU(), fc2=nn.Linear(d_ff, d)))

@@ -43,26 +43,19 @@ class Attention(nn.Module):
         return x + self.to_out[0](tokens).transpose(1, 2).reshape(x.shape)
 
 
-class Downsample(nn.Sequential):
-    """Half the height and width. SD pads zeros at the right and the bottom only; its U-Net pads all four sides."""
-    def __init__(self, c):
-        super().__init__(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(c, c, 3, stride=2)))
-
-
-class Upsample(nn.Sequential):
-    """Twice the height and width: repeats every pixel four times, then a convolution."""
-    def __init__(self, c):
-        super().__init__(OrderedDict(repeat=nn.Upsample(scale_factor=2), conv=nn.Conv2d(c, c, 3, padding=1)))
-
-
 class Block(nn.Module):
     """The ResBlocks of one level, in the middle with attention after the first, then a change of resolution or none."""
     def __init__(self, c_in, c_out, layers, groups, attend=False, downsample=False, upsample=False):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)])
         self.attentions = nn.ModuleList([Attention(c_out, groups)] if attend else [])
-        self.downsamplers = nn.ModuleList([Downsample(c_out)] if downsample else [])
-        self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
+        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        if downsample:          # SD pads zeros at the right and the bottom only; its U-Net pads all four sides
+            pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c_out, c_out, 3, stride=2)
+            self.downsamplers.append(nn.Sequential(OrderedDict(pad=pad, conv=conv)))
+        if upsample:            # repeats every pixel four times
+            repeat, conv = nn.Upsample(scale_factor=2), nn.Conv2d(c_out, c_out, 3, padding=1)
+            self.upsamplers.append(nn.Sequential(OrderedDict(repeat=repeat, conv=conv)))
 
     def forward(self, x):
         for layer in [self.resnets[0], *self.attentions, *self.resnets[1:], *self.downsamplers, *self.upsamplers]:
@@ -71,30 +64,29 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """Picture -> mean and log variance of its latent, as one tensor of 2 * latent_channels channels."""
-    def __init__(self, in_channels, latent_channels, widths, layers, groups):
+    """Picture -> mean and log variance of its latent, as one tensor of 4 + 4 channels."""
+    def __init__(self, widths, layers, groups):
         c, last = widths[-1], len(widths) - 1
         super().__init__(OrderedDict(               # SD2.1's channels and sizes, for a 512 x 512 picture:
-            conv_in=nn.Conv2d(in_channels, widths[0], 3, padding=1),        # [b, 128, 512, 512]
+            conv_in=nn.Conv2d(3, widths[0], 3, padding=1),                  # [b, 128, 512, 512]
             down_blocks=nn.Sequential(*[            # [b, 128, 256, 256]  [b, 256, 128, 128]  [b, 512, 64, 64] twice
                 Block(widths[max(i - 1, 0)], widths[i], layers, groups, downsample=i < last) for i in range(last + 1)]),
             mid_block=Block(c, c, 2, groups, attend=True),
             conv_norm_out=nn.GroupNorm(groups, c, eps=EPS), silu=nn.SiLU(),
-            conv_out=nn.Conv2d(c, 2 * latent_channels, 3, padding=1)))      # [b, 8, 64, 64]
+            conv_out=nn.Conv2d(c, 8, 3, padding=1)))                        # [b, 8, 64, 64]
 
 
 class Decoder(nn.Sequential):
     """Latent -> picture: the encoder mirrored, with one more ResBlock on every level."""
-    def __init__(self, out_channels, latent_channels, widths, layers, groups):
-        widths, last = widths[::-1], len(widths) - 1
+    def __init__(self, widths, layers, groups):
+        widths, last, layers = widths[::-1], len(widths) - 1, layers + 1
         super().__init__(OrderedDict(
-            conv_in=nn.Conv2d(latent_channels, widths[0], 3, padding=1),
+            conv_in=nn.Conv2d(4, widths[0], 3, padding=1),
             mid_block=Block(widths[0], widths[0], 2, groups, attend=True),  # [b, 512, 64, 64]
             up_blocks=nn.Sequential(*[              # [b, 512, 128, 128]  [b, 512, 256, 256]  [b, 256, 512, 512]
-                Block(widths[max(i - 1, 0)], widths[i], layers + 1, groups, upsample=i < last)
-                for i in range(last + 1)]),         # after the last block: [b, 128, 512, 512]
-            conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS), silu=nn.SiLU(),
-            conv_out=nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+                Block(widths[max(i - 1, 0)], widths[i], layers, groups, upsample=i < last) for i in range(last + 1)]),
+            conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS), silu=nn.SiLU(),        # [b, 128, 512, 512]
+            conv_out=nn.Conv2d(widths[-1], 3, 3, padding=1)))
 
 
 class AutoencoderKL(nn.Module):
@@ -106,10 +98,9 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"latent_channels {latent_channels}, want 4; in_channels and out_channels, want 3")
         widths, self.scale = list(block_out_channels), scaling_factor
         self.factor = 2 ** (len(widths) - 1)        # every block but the last halves the size: 8 for SD2.1
-        self.encoder = Encoder(in_channels, latent_channels, widths, layers_per_block, norm_num_groups)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(out_channels, latent_channels, widths, layers_per_block, norm_num_groups)
+        self.encoder = Encoder(widths, layers_per_block, norm_num_groups)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+        self.decoder = Decoder(widths, layers_per_block, norm_num_groups)
 
     def encode(self, x):
         """[b, 3, H, W] -> (mean, logvar), [b, 4, h, w]; sample: mean + exp(logvar / 2) * noise. Raises ValueError."""

@@ -2,15 +2,11 @@
 
     python -m sd21.weights PATH     prints the map: every tensor of a model, its shape, and the class it belongs to
 
-A model is a folder, with the files below, or SD2.1's single file, v2-1_512-ema-pruned.safetensors. Loading is strict: a
-missing tensor, one too many, a wrong shape or a number that is not finite is a ValueError that names the file and the
-first difference. Tensors are read piece by piece, in the dtype and on the device asked for.
+A model is a folder with the files below, or SD2.1's single file. Loading is strict: a ValueError names the file and the
+first tensor that is missing, unknown, of a wrong shape or not finite. Tensors are read piece by piece.
 """
 
 import inspect
-import json
-import math
-import sys
 from collections import defaultdict, namedtuple
 from pathlib import Path
 
@@ -18,15 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sd21.files import read_json, write_json, write_tensors
-from sd21.names import NOT_NEEDED, RENAME, RENAME_OLD, family, own_names, rename
+from sd21.names import NOT_NEEDED, OWN_FILES, RENAME, RENAME_OLD, family, rename
 
 # SD2.1's folders; those with weights have a config.json beside them. video/ and tsr/ are ours: 3D U-Net and AppearNet.
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler", "video", "tsr")
 MODELS = tuple(name for name in COMPONENTS if name not in ("tokenizer", "scheduler"))       # those with weights
 FOLDER_FILES = {"tokenizer": ["merges.txt"], "scheduler": ["scheduler_config.json"]} | dict.fromkeys(MODELS, [
     f"{stem}{half}.safetensors" for stem in ("diffusion_pytorch_model", "model") for half in ("", ".fp16")])
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-Stored = namedtuple("Stored", "file name dtype shape start")    # a tensor: its file, its name and first byte there
+Stored = namedtuple("Stored", "file name dtype shape rows first", defaults=(None, 0))   # rows[first:]: its numbers
 
 # Keys of published configs that are no arguments of our classes. FIXED: the values that this code computes with.
 # UNUSED: no difference here (one type of block, float32 sums in attention, our own solvers, averaging of weights).
@@ -49,14 +44,13 @@ class Component(namedtuple("Component", "name place config file")):
     file that has none. file: of its weights, merges.txt or scheduler_config.json, None if that is missing."""
     def read(self):
         """(its config, where that is from). {} for a single file without one: our defaults are SD2.1's sizes."""
-        if self.config:
-            config = read_json(self.config)
-            if not all(isinstance(config.get(key, {}), dict) for key in ("sampling", "training")):
-                raise ValueError(f"{self.config}: want JSON objects as sampling and training")
-            return config, self.config
-        # SD2.1's two single files differ by name only; the 768 one predicts v.
-        schedule = {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}
-        return schedule if self.name == "scheduler" else {}, self.place
+        if not self.config:                 # SD2.1's two single files differ by name only: the 768 one predicts v
+            schedule = {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}
+            return schedule if self.name == "scheduler" else {}, self.place
+        config = read_json(self.config)
+        if not all(isinstance(config.get(key, {}), dict) for key in ("sampling", "training")):
+            raise ValueError(f"{self.config}: want JSON objects as sampling and training")
+        return config, self.config
 
     def settings(self, key):
         """The entry "sampling" or "training" of its config in a model folder; {} if there is none."""
@@ -79,6 +73,8 @@ def find_file(name, folder):
     """The file that a component of a model folder is read from. Raises ValueError if it is missing."""
     if file := component(name, folder).file:
         return file
+    if index := next(Path(folder, name).glob("*.safetensors.index*.json"), None):
+        raise ValueError(f"{index}: the weights are in several files; merge them into one {FOLDER_FILES[name][0]}")
     others = " or model.safetensors (or .fp16.safetensors)" if name in MODELS else ""
     raise ValueError(f"{folder / name}: no {FOLDER_FILES[name][0]}{others}")
 
@@ -127,14 +123,12 @@ def describe(components):
 def read_header(path):
     """{name: Stored} of a safetensors file, from its header alone. Raises ValueError if it is damaged."""
     try:
-        with safe_open(path, framework="pt"), open(path, "rb") as file:     # safe_open checks every offset and size
-            size = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(size))
+        with safe_open(path, framework="pt") as file:                        # checks every offset and size
+            slices = {name: file.get_slice(name) for name in file.keys()}    # they stay open; no number is read yet
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]}); "
                          "copy it again (a .bin or .ckpt is never read, whatever it is called)") from None
-    return {name: Stored(Path(path), name, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
-            for name, entry in entries.items() if name != "__metadata__"}
+    return {name: Stored(Path(path), name, x.get_dtype(), tuple(x.get_shape()), x) for name, x in slices.items()}
 
 
 def locate(path, names=MODELS):
@@ -152,7 +146,7 @@ def locate(path, names=MODELS):
         if any(name.startswith("adam.") for name in tensors):   # AdamW's state: a training checkpoint
             prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
             tensors = {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
-        rules = own_names(tensors) or RENAME
+        rules = next((OWN_FILES[name] for name in OWN_FILES if name in tensors), RENAME)
         tensors = {rename(name, rules): stored for name, stored in tensors.items()}
     for name, stored in tensors.items():
         if NOT_NEEDED.fullmatch(name) or NOT_NEEDED.fullmatch(stored.name):
@@ -161,48 +155,28 @@ def locate(path, names=MODELS):
         if owner not in MODELS:
             raise ValueError(f"{path}: tensor {stored.name} belongs to no part of SD2.1; "
                              f"the file looks like {family(tensors)}")
-        if "qkv_proj" in tensor and stored.shape and stored.dtype in DTYPES:    # upper, middle and lower rows: q, k, v
-            shape = (stored.shape[0] // 3, *stored.shape[1:])
+        if "qkv_proj" in tensor and stored.shape and stored.shape[0] % 3 == 0:
+            third = stored.shape[0] // 3                                     # upper, middle and lower rows: q, k, v
             for i, q in enumerate("qkv"):
-                start = stored.start + i * math.prod(shape) * DTYPES[stored.dtype].itemsize
-                located[owner][tensor.replace("qkv", q)] = Stored(
-                    stored.file, f"{stored.name} ({q} of q, k, v)", stored.dtype, shape, start)
+                located[owner][tensor.replace("qkv", q)] = stored._replace(
+                    name=f"{stored.name} ({q} of q, k, v)", shape=(third, *stored.shape[1:]), first=i * third)
         else:
             located[owner][tensor] = stored
     return located
 
 
-def check(model, tensors, path):
-    """Raises ValueError, naming the first difference, unless `tensors`, {name: Stored}, are exactly the model's."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    looks = f"; the file looks like {family(tensors)}"
-    if names := (wanted.keys() - tensors.keys()) or (tensors.keys() - wanted.keys()):
-        problem = "belongs to no part of the model" if min(names) in tensors else "is missing"
-        raise ValueError(f"{path}: tensor {min(names)} {problem} ({len(names)} such){looks}")
-    for name, shape in wanted.items():
-        stored = tensors[name]
-        # The single file stores the linear layers of the autoencoder's attention as 1x1 convolutions.
-        allowed = [shape, (*shape, 1, 1)] if ".attentions.0.to_" in name else [shape]
-        if stored.shape not in allowed or stored.dtype not in DTYPES:
-            raise ValueError(f"{path}: tensor {stored.name} is {stored.dtype} {list(stored.shape)}, "
-                             f"want a float {list(shape)}{looks}")
-
-
 @torch.no_grad()
-def fill(parameters, tensors, piece=2**24):
-    """Reads `tensors`, {name: Stored}, into {name: parameter}, `piece` bytes at a time. ValueError if not finite."""
+def fill(parameters, tensors, piece=2**22):
+    """Reads `tensors`, {name: Stored}, into {name: parameter}, `piece` numbers at a time. ValueError if not finite."""
     for name, parameter in parameters.items():
-        stored, dtype = tensors[name], DTYPES[tensors[name].dtype]
-        with open(stored.file, "rb") as file:
-            file.seek(stored.start)
-            for rows in parameter.split(max(1, piece // (dtype.itemsize * parameter[0].numel()))):
-                numbers = torch.empty(rows.shape, dtype=dtype)
-                file.readinto(numbers.view(-1).view(torch.uint8).numpy())
-                numbers = numbers.to(rows.dtype)
-                if not all(extreme.isfinite() for extreme in numbers.aminmax()):
-                    raise ValueError(f"{stored.file}: tensor {stored.name} holds NaN or infinity"
-                                     + (" in float16; try bfloat16" if rows.dtype == torch.float16 else ""))
-                rows.copy_(numbers)
+        stored, first = tensors[name], tensors[name].first
+        for target in parameter.split(max(1, piece // parameter[0].numel())):
+            numbers = stored.rows[first:first + len(target)].view(target.shape).to(target.dtype)
+            first += len(target)
+            if not all(extreme.isfinite() for extreme in numbers.aminmax()):
+                raise ValueError(f"{stored.file}: tensor {stored.name} holds NaN or infinity"
+                                 + (" in float16; try bfloat16" if target.dtype == torch.float16 else ""))
+            target.copy_(numbers)
 
 
 def fits(key, value, default):
@@ -239,10 +213,26 @@ def read_settings(component, key, settings_class, **fixed):
         raise ValueError(f"{where}: {error}") from None
 
 
-def build(component, model_class, **fixed):
-    """The model of a component's config, on `meta`: shapes, no memory. Raises ValueError."""
-    with torch.device("meta"):
-        return read_settings(component, None, model_class, **fixed).to(memory_format=torch.channels_last)
+def build(component, model_class, tensors, **fixed):
+    """The model of a component's config, on `meta`: shapes, no memory. Raises ValueError, which names the first
+    difference, unless `tensors`, {name: Stored}, are exactly the model's."""
+    try:
+        with torch.device("meta"):
+            model = read_settings(component, None, model_class, **fixed).to(memory_format=torch.channels_last)
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if names := (wanted.keys() - tensors.keys()) or (tensors.keys() - wanted.keys()):
+            problem = "belongs to no part of the model" if min(names) in tensors else "is missing"
+            raise ValueError(f"{component.file}: tensor {min(names)} {problem} ({len(names)} such)")
+        for name, shape in wanted.items():
+            stored = tensors[name]
+            # The single file stores the linear layers of the autoencoder's attention as 1x1 convolutions.
+            allowed = [shape, (*shape, 1, 1)] if ".attentions.0.to_" in name else [shape]
+            if stored.shape not in allowed or stored.dtype not in ("F64", "F32", "F16", "BF16"):
+                raise ValueError(f"{component.file}: tensor {stored.name} is {stored.dtype} {list(stored.shape)}, "
+                                 f"want a float {list(shape)}")
+    except ValueError as error:
+        raise ValueError(f"{error}; the file looks like {family(tensors)}") from None
+    return model
 
 
 def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
@@ -251,22 +241,15 @@ def load(component, model_class, dtype=torch.float32, device="cpu", **fixed):
     if not tensors:
         raise ValueError(f"{component.place}: holds no {component.name}; "
                          f"the file looks like {family(read_header(component.file))}")
-    try:
-        model = build(component, model_class, **fixed)
-    except ValueError as error:
-        raise ValueError(f"{error}; the file looks like {family(tensors)}") from None
-    check(model, tensors, component.file)
-    model = model.to(dtype).to_empty(device=device).eval()
-    fill(model.state_dict(), tensors)
+    model = build(component, model_class, tensors, **fixed).eval()
+    memory = {name: torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device)     # model.to_empty() would
+              for name, x in model.state_dict().items()}                                     # import SymPy: 0.5 s
+    fill(memory, tensors)
+    model.load_state_dict(memory, assign=True)
     if getattr(model, "scale", 1) is None:                      # stage vae writes null until it has measured it
         raise ValueError(f"{component.config}: the training of this autoencoder was stopped before the scale of its "
                          "latents was measured; give the command of stage vae again")
     return model
-
-
-def load_schedule(component, schedule_class):
-    """The noise schedule that scheduler_config.json describes, as a schedule_class. Raises ValueError."""
-    return read_settings(component, None, schedule_class)
 
 
 def check_sizes_match(parts, components):
@@ -299,4 +282,4 @@ if __name__ == "__main__":
     from appearnet import is_new                                # only the command knows the classes
     from microcinema import COMPONENT_CLASSES
     from sd21.tensor_map import main
-    sys.exit(main(COMPONENT_CLASSES, is_new))
+    raise SystemExit(main(COMPONENT_CLASSES, is_new))

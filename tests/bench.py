@@ -1,11 +1,13 @@
 """How fast the code is, beside something to compare it with in the same run. It asserts nothing: people read timings.
 
     python tests/bench.py                     toy size; beside diffusers' UNet3DConditionModel where that is installed
-    python tests/bench.py --sd21              SD2.1 at 320x320, 9 frames, random weights, bfloat16: for a large GPU
+    python tests/bench.py --sd21              SD2.1 at 320x320, 9 frames, random weights, bfloat16: for a large GPU;
+                                              beside three networks of diffusers where that is installed
+    python tests/bench.py --sd21 --more       also whole videos by microcinema.py, and the largest batch that trains
     torchrun --nproc-per-node 2 tests/bench.py --sd21        a training step on one card, by DDP, by FSDP2
 
-Each row: milliseconds (the median), floating-point operations as PyTorch counts them, and the share of the ceiling.
-The ceiling is the speed of a large matrix product of the same dtype on the same machine, measured a moment before.
+Each cell: milliseconds (the median), and the share of the ceiling: floating-point operations as PyTorch counts them,
+beside the speed of a large matrix product of the same dtype on the same machine, measured a moment before.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train
 from appearnet import VideoModel
-from microcinema import Sampling
-from sampler import NoiseSchedule, appearance_noise, ddim, guide
+from microcinema import MicroCinema
+from sampler import NoiseSchedule
 from sd21 import weights
 from sd21.files import read_json
 from sd21.text import TextEncoder
@@ -75,9 +78,9 @@ def row(name, call, device, best, count=None, repeat=10):
     return took
 
 
-def training_step(model, z_0, text, device="cuda", **options):
+def training_step(model, z_0, text, device="cuda", f_theta=VideoModel.forward, **options):
     """One step of training/loop.py on random latents: Eq. 5, clipping, AdamW, bfloat16 over float32. Returns a function
-    to call."""
+    to call. f_theta(model, z_t, t, z^c, text) is the network."""
     run = loop.Run("bench", Path("bench"), batch=len(z_0), device=device, bf16=True, **options)
     schedule, text, rows = NoiseSchedule().to(device), text.bfloat16(), len(z_0)
 
@@ -86,17 +89,12 @@ def training_step(model, z_0, text, device="cuda", **options):
         return z_0, t, torch.randn(z_0.shape, generator=random, device=device)
 
     def loss_of(z_0, t, eps_n):
-        return train.loss(model, z_0, z_0[:, :, 4:5], text[:len(z_0)], t, eps_n, schedule)
+        return train.loss(partial(f_theta, model), z_0, z_0[:, :, 4:5], text[:len(z_0)], t, eps_n, schedule)
 
     stage = loop.Stage(model, train.parameter_groups(model), pick=lambda step, random: None, load=load, loss_of=loss_of,
                        names=None, save=None, units=sharding_units)
     train_step = loop.make_train_step(stage, TrainState(stage, run), run)
     return lambda: train_step(0)
-
-
-def compile_blocks(model):
-    """The model, compiled block by block."""
-    loop.compile_blocks(model, COMPILED)
 
 
 def checkpoint_blocks(model):
@@ -150,63 +148,116 @@ def recorded(call):
     return lambda: (graph.replay(), output)[1]
 
 
-def compile_whole(model):
-    """torch.compile of the whole model at once, its weights as constants: it fuses more, and takes minutes longer."""
-    model.compile(dynamic=False, options={"freezing": True})
+def networks():
+    """{name: (a function that makes the network, its f_theta(network, z_t, t, z^c, text), classes to compile)}: ours
+    and, where diffusers is installed, three of its networks at their published sizes."""
+    found = {"ours, U-Net and AppearNet": (
+        VideoModel, lambda net, z_t, t, z_c, text: net(z_t, t, z_c, text), COMPILED)}
+    try:
+        from diffusers import I2VGenXLUNet, UNet2DConditionModel, UNet3DConditionModel
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+    except ImportError:
+        print("diffusers is not installed: nothing to compare with")
+        return found
+    sizes, blocks = dict(cross_attention_dim=1024), (BasicTransformerBlock, ResnetBlock2D, TemporalConvLayer)
+
+    def image_to_video(net, z_t, t, z_c, text):
+        fps, condition = torch.full_like(t, 2), z_c.expand_as(z_t)
+        return net(z_t, t, fps, condition, text[:, 0], text, return_dict=False)[0]
+
+    def frame_by_frame(net, z_t, t, z_c, text):
+        n = z_t.shape[2]
+        frames, steps, texts = z_t.transpose(1, 2).flatten(0, 1), t.repeat_interleave(n), text.repeat_interleave(n, 0)
+        return net(frames, steps, texts, return_dict=False)[0].unflatten(0, (-1, n)).transpose(1, 2)
+    found["diffusers' I2VGenXLUNet"] = (lambda: I2VGenXLUNet(**sizes), image_to_video, blocks)
+    found["diffusers' UNet3DConditionModel"] = (
+        lambda: UNet3DConditionModel(**sizes),
+        lambda net, z_t, t, z_c, text: net(z_t, t, text, return_dict=False)[0], blocks)
+    found["diffusers' 2D U-Net of SD2.1, on 9 frames"] = (
+        lambda: UNet2DConditionModel(**sizes, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True),
+        frame_by_frame, blocks)
+    return found
 
 
-def sd21_sampling(device, best, dtype=torch.bfloat16):
-    """(a) a guided call, and (d) a whole video: eager, compiled, and compiled and recorded."""
+def finished(network):
+    """The network without its zero layers, as after training: zeros would save no time, but their gradients would."""
+    for p in network.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.02)
+    return network
+
+
+def sd21_table(device, best):
+    """Prints the table: each network's guided call and training step, eager, and compiled by blocks in one CUDA graph.
+    The last line has the ratios of the shares of the ceiling: ours to each of the others."""
+    z_t, t, condition, text = sd21_inputs(device)
+    half, shares = [x.bfloat16() for x in (z_t, condition, text)], {}
+    columns = "call, eager", "call, one graph", "call, compiled, one graph", "step, eager", "step, compiled, one graph"
+    print(f"| | TFLOP a call | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 2)}", flush=True)
+    for name, (make, f_theta, blocks) in networks().items():
+        cells, shares[name] = [], []
+
+        def network(compiled):
+            torch.cuda.empty_cache()
+            with torch.device(device):                                       # compile outside: it would split the model
+                net = finished(make())
+            if compiled:
+                loop.compile_blocks(net, blocks)
+            return net
+
+        def add(call, count):
+            took = seconds(call, device)
+            shares[name].append(count / took / best)
+            cells.append(f"{1000 * took:.1f} ms, {100 * shares[name][-1]:.1f} %")
+
+        net = network(False).bfloat16().eval()
+        with torch.inference_mode():
+            call = lambda: f_theta(net, half[0], t, half[1], half[2])
+            count = operations(call)
+            add(call, count)
+            add(recorded(call), count)
+            loop.compile_blocks(net, blocks)
+            add(recorded(call), count)
+        del net, call
+        step = training_step(network(False), z_t, text, device, f_theta)
+        trained = operations(step)
+        add(step, trained)
+        del step
+        step = training_step(network(True), z_t, text, device, f_theta, compile=True)
+        add(step, trained)
+        del step
+        print(f"| {name} | {count / 1e12:.2f} | {' | '.join(cells)} |", flush=True)
+    ours, *others = shares
+    for other in others:
+        ratios = [f"{column} {a / b:.2f}" for column, a, b in zip(columns, shares[ours], shares[other], strict=True)]
+        print(f"ours / {other}, shares of the ceiling: {', '.join(ratios)}")
+
+
+def sd21_videos(device):
+    """Whole videos by microcinema.py: from text to pixels, recorded (as the command does), then compiled as well."""
     with torch.device(device):
-        vae, text_encoder = AutoencoderKL().to(dtype).eval(), TextEncoder().to(dtype).eval()
-        ids = torch.zeros(2, 77, dtype=torch.long)
-    z_t, t, condition, text = (x.to(dtype) if x.is_floating_point() else x for x in sd21_inputs(device))
-    schedule, s, counts = NoiseSchedule(), Sampling(), {}
-
-    def video(call):
-        empty, words = text_encoder(ids).chunk(2)
-        z_c = torch.randn(1, 4, 1, 40, 40, device=device)
-
-        def f_theta(z, steps, both):
-            for old, new in ((z_t, z), (t, steps), (condition, z_c.expand(2, -1, -1, -1, -1)), (text, both)):
-                old.copy_(new)
-            return call().float()
-        z_T = appearance_noise(torch.randn(1, 4, 9, 40, 40, device=device), z_c, s.lam + s.gamma)
-        *_, z_0 = ddim(guide(f_theta, s.guidance, words, empty), z_T, schedule.timesteps(s.steps), schedule)
-        return vae.decode(z_0[0].transpose(0, 1).to(dtype) / 0.18215)
-
-    for name, change, graph in (("eager", None, False), ("eager, one CUDA graph", None, True),
-                                ("compiled by blocks", compile_blocks, False),
-                                ("compiled by blocks, one CUDA graph", compile_blocks, True),
-                                ("compiled whole, weights as constants, one CUDA graph", compile_whole, True)):
-        torch.cuda.reset_peak_memory_stats()
-        with torch.device(device):                                           # compile outside: it would split the model
-            model = VideoModel.grow(UNet3D(temporal=False)).to(dtype).eval()
-        with torch.no_grad():
-            call = lambda: model(z_t, t, condition, text)
-            counts = counts or {"call": operations(call), "video": operations(lambda: video(call))}
-            if change:
-                change(model)
-            if graph:
-                call = recorded(call)
-            row(f"(a) guided call, batch 2, {name}", call, device, best, counts["call"])
-            row(f"(d) video, 50 steps, {name}", lambda: video(call), device, best, counts["video"], repeat=1)
-            del model, call                                                  # else its memory counts in the next row
+        vae, text_encoder = AutoencoderKL().bfloat16().eval(), TextEncoder().bfloat16().eval()
+        unet = UNet3D(temporal=False).bfloat16().eval()
+        video = VideoModel.grow(unet).eval()
+    tokenizer = lambda texts: torch.zeros(len(texts), 77, dtype=torch.long)  # any ids take the same time
+    cinema = MicroCinema(tokenizer, text_encoder, vae, unet, video, NoiseSchedule(), progress=False)
+    picture = torch.zeros(1, 3, 320, 320)
+    for name in ("recorded", "compiled and recorded"):
+        if name != "recorded":
+            cinema.compile()
+        for stage, call in (("key frame", lambda: cinema.key_frame(["a"])),
+                            ("video", lambda: cinema.animate(["a"], picture))):
+            call()                                                           # compiles
+            print(f"{stage}, 50 steps, {name}: {seconds(call, device, 3):.2f} s", flush=True)
 
 
 def sd21_training(device, best):
-    """(b) a training step, eager, with gradient checkpointing, compiled, and (c) the largest batch."""
+    """A training step with gradient checkpointing, and the largest batch that trains."""
     z, _, _, text = sd21_inputs(device)
-    count = None
-    for name, change, options in (("eager", None, {}), ("eager, gradient checkpointing", checkpoint_blocks, {}),
-                                  ("compiled by blocks", compile_blocks, {}),
-                                  ("compiled by blocks, one CUDA graph", compile_blocks, {"cuda_graph": True})):
-        step = training_step(video_model(change), z, text, device, **options)
-        count = count or operations(step)
-        row(f"(b) one training step, batch 2, {name}", step, device, best, count)
-        if not step().isfinite():                                            # after a dozen steps
-            print("    but its loss is not finite: that was no training")
-        del step
+    step = training_step(video_model(checkpoint_blocks), z, text, device)
+    row("one training step, batch 2, eager, gradient checkpointing", step, device, best)
+    del step
     largest_batch(z, text)
     largest_batch(z, text, checkpoint_blocks)
 
@@ -236,15 +287,18 @@ def sd21_processes(device, each):
     distributed.destroy_process_group()
 
 
-def sd21(device, each):
+def sd21(device, each, more):
     """Everything at SD2.1's size."""
     if "RANK" in os.environ:
         return sd21_processes(device, each)
     torch.backends.cudnn.benchmark = True
     best = ceiling(device, torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: ceiling {best / 1e12:.0f} TFLOP/s in bfloat16")
-    sd21_sampling(device, best)
-    sd21_training(device, best)
+    if more:
+        sd21_videos(device)
+    sd21_table(device, best)
+    if more:
+        sd21_training(device, best)
 
 
 def toy(device):
@@ -277,8 +331,9 @@ def main():
     parser.add_argument("--sd21", action="store_true", help="SD2.1's size, on a GPU of 80 GB or more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--each", type=int, default=4, help="clips a card, under torchrun")
+    parser.add_argument("--more", action="store_true", help="also whole videos and the largest batch")
     args = parser.parse_args()
-    sd21(args.device, args.each) if args.sd21 else toy(args.device)
+    sd21(args.device, args.each, args.more) if args.sd21 else toy(args.device)
 
 
 if __name__ == "__main__":

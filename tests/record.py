@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from microcinema import MicroCinema
 prompts, seeds, out = sys.argv[2:], range(3), sys.argv[1]
 cinema = MicroCinema.load("toy", "cpu")
-key = cinema.key_frame(prompts, seeds, steps=20)
-video = cinema.animate_latents(prompts, key, seeds, steps=20)
-between = cinema.interpolate_latents(video, prompts, seeds, steps=5)
+key = cinema.key_frame(prompts, seeds, steps=20, sampler="ddim")
+video = cinema.animate_latents(prompts, key, seeds, steps=20, sampler="ddim")
+between = cinema.interpolate_latents(video, prompts, seeds, steps=5, sampler="ddim")
 tensors = {"key frame": key, "video": video, "between": between, "pixels": cinema.decode(video)}
 save_file({name: x.contiguous() for name, x in tensors.items()}, out)
 """

@@ -272,7 +272,7 @@ def test_a_sheet_replaces_no_picture_of_the_set(tmp_path, capsys):
     describe(tmp_path, a__gif="a")
     options = ["--rows", 1, "--frames", 3, "--size", 16]
     assert exit_code(tmp_path, "--out", tmp_path / "b.png", *options) == 2
-    assert "did not write" in capsys.readouterr().err and (tmp_path / "b.png").read_bytes() == before
+    assert "is not an output" in capsys.readouterr().err and (tmp_path / "b.png").read_bytes() == before
     assert [exit_code(tmp_path, "--out", tmp_path / "sheet.png", *options) for _ in range(2)] == [0, 0]
 
 

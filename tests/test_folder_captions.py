@@ -35,7 +35,7 @@ def test_a_caption_with_commas_needs_quotes(tmp_path):
 @pytest.mark.parametrize("value", [["one", "two"], float("nan"), 7, {"en": "one"}, "caf\udce9"])
 def test_a_caption_is_a_text(value, tmp_path):
     """A list, pandas' NaN, a number, an object, half a character: is the clip named rather than given that caption?"""
-    with pytest.raises(ValueError, match="not text in UTF-8 .a.gif"):        # breaks if str(value) is a caption
+    with pytest.raises(ValueError, match="cannot be read as text in UTF-8 .a.gif"):      # breaks with str(value)
         captions_of(tmp_path, "metadata.jsonl", json.dumps({"file_name": "a.gif", "text": value}))
 
 
@@ -68,7 +68,52 @@ def test_metadata_names_no_file_outside_its_folder(tmp_path):
         json.dumps({"file_name": name, "text": name}) for name in names))
     dataset = FolderSet(tmp_path / "set", 1)
     assert dataset.captions() == ["good.gif"]
-    assert dataset.skipped["lies outside the folder of the set"] == ["a.gif", "a.gif", "link.gif"]
+    assert dataset.skipped["leads outside the folder of the set"] == ["a.gif", "a.gif", "link.gif"]
+
+
+def test_a_folder_of_pictures_holds_no_link_to_the_outside(tmp_path):
+    """One picture of a clip is a link to a file outside, one of another is a link within. Is only the first refused?"""
+    for name in ("a", "b"):
+        for k in range(3):
+            write_clip(tmp_path / "set" / name / f"{k}.png", 1)
+        (tmp_path / "set" / f"{name}.txt").write_text(name)
+    write_clip(tmp_path / "secret.png", 1)
+    os.symlink(tmp_path / "secret.png", tmp_path / "set" / "a" / "3.png")
+    os.symlink(tmp_path / "set" / "a" / "0.png", tmp_path / "set" / "b" / "3.png")
+    dataset = FolderSet(tmp_path / "set", 1, frames=1)
+    assert dataset.captions() == ["b"] and dataset.skipped == {"leads outside the folder of the set": ["a"]}
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """The system refuses to open b.txt. Is b.gif skipped and named, and a.gif used?"""
+    def read_text(path, **options):
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return path.read_bytes().decode()
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.gif", 60)
+        (tmp_path / f"{name}.txt").write_text(name)
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    dataset = FolderSet(tmp_path, 1)                                         # breaks if the whole set is lost
+    assert dataset.captions() == ["a"]
+    assert dataset.skipped == {"has a caption that cannot be read as text in UTF-8": ["b.gif"]}
+
+
+def test_pictures_beside_a_clip_are_named_one_by_one(tmp_path):
+    """A folder holds a clip with a caption, and two pictures without. Are the pictures named, and not the folder?"""
+    write_clip(tmp_path / "films" / "a.gif", 60)
+    (tmp_path / "films" / "a.txt").write_text("a")
+    for name in ("b.png", "c.png"):
+        write_clip(tmp_path / "films" / name, 1)
+    assert FolderSet(tmp_path, 1).skipped == {"has no caption": ["b.png", "c.png"]}
+
+
+@pytest.mark.parametrize("name", ["a.MP4", "a.Gif", "a.JPG", "a.v2.gif"])
+def test_a_text_belongs_to_the_file_with_its_stem(name, tmp_path):
+    """Cameras write .JPG and .MP4. Is that the clip that the .txt describes?"""
+    (tmp_path / name).touch()
+    (tmp_path / name).with_suffix(".txt").write_text("x")
+    assert list(folder.read_captions(tmp_path)) == [tmp_path / name]
 
 
 def test_a_linked_text_is_no_caption(tmp_path):

@@ -11,7 +11,7 @@ from test_folder import write_clip
 
 from data import folder
 from data.folder import FolderSet
-from data.media import write_video
+from data.media import read_picture, to_pixels, write_video
 
 # ---- pictures and animations ----
 
@@ -67,6 +67,16 @@ def test_frames_of_10_ms_last_as_long_as_in_browsers(tmp_path):
     assert folder.clip_seconds(write_clip(tmp_path / "a.gif", 10, 10)) == pytest.approx(1)
 
 
+def test_the_hidden_picture_of_an_animation_is_not_shown(tmp_path):
+    """An APNG may hold a white picture for programs that know no animations. Browsers show only the two grey frames."""
+    white, *greys = (Image.new("L", (8, 8), level) for level in (255, 50, 100))
+    white.save(tmp_path / "a.png", save_all=True, append_images=greys, default_image=True, duration=500)
+    assert folder.clip_seconds(tmp_path / "a.png") == pytest.approx(1)       # breaks if the white one is a frame
+    frames = folder.read_clip(tmp_path / "a.png", np.array([0, 0.5]), 8)
+    assert frames[:, 0, 0, 0].tolist() == [50, 100]
+    assert to_pixels(read_picture(tmp_path / "a.png", 8, 8)[0]).unique().tolist() == [50]
+
+
 # ---- films ----
 
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the program ffmpeg is not on the PATH")
@@ -118,6 +128,16 @@ def test_a_film_is_as_long_as_its_pictures(tmp_path):
         assert folder.clip_seconds(film) == pytest.approx(5.9, abs=0.05)     # breaks with the container's duration
         frames = folder.read_clip(film, 1.83 + np.arange(9) / 2, 64)
         assert np.allclose((frames[:, 32, 32, 0] - 20.0) / 4, 18 + 5 * np.arange(9), atol=0.6)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_film_without_times_is_refused(codec, tmp_path):
+    """An .avi does not store when a B-frame is shown. Is it refused, and the same film as .mkv read?"""
+    command = GREYS.format(rate=10, seconds=6) + f"-c:v {codec} -bf 2 -pix_fmt yuv420p"
+    with pytest.raises(ValueError, match="B-frames in an .avi; convert it"):     # breaks if the time to decode is taken
+        folder.clip_seconds(make_film(command, tmp_path / "a.avi"))
+    assert folder.clip_seconds(make_film(command, tmp_path / "a.mkv")) == pytest.approx(5.9, abs=0.05)
 
 
 @needs_ffmpeg

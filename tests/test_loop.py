@@ -142,6 +142,6 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     """sqrt(w - w) is 0 with an infinite slope: the loss is fine, its gradient NaN. Is the checkpoint written?"""
     model = nn.Linear(1, 1)
     stage = stage_of(model, lambda x: (model(x) - model(x)).sqrt().sum(), torch.ones(1, 1))
-    with pytest.raises(ValueError, match="not finite at step 0; the clips of its batch: a clip; there is no"):
+    with pytest.raises(ValueError, match="not finite at step 0, with clips a clip; there is no"):
         loop.fit(stage, loop.Run("one", tmp_path, steps=3, batch=1, device="cpu", save_every=1))
     assert not list(tmp_path.glob("*.safetensors"))                          # breaks if only the loss is checked

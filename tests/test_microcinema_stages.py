@@ -54,7 +54,7 @@ def test_the_settings_reach_the_solver(stage, shift, monkeypatch):
     """Steps, spacing, eta; lam z_c as the mean of fresh noise, without gamma; noise that z_T does not contain."""
     given = []
     monkeypatch.setitem(SAMPLERS, "ddim", lambda *inputs, **options: given.append((inputs, options)) or [inputs[1]])
-    run(stage, toy(), steps=4, spacing="leading", eta=0.5, lam=0.5, gamma=0.25)
+    run(stage, toy(), sampler="ddim", steps=4, spacing="leading", eta=0.5, lam=0.5, gamma=0.25)
     (_, z_T, timesteps, schedule), options = given[0]
     z_c = {"key frame": 0 * z_T, "tsr": torch.ones_like(z_T), "video": load_toy().encode(picture())}[stage]
     assert timesteps == schedule.timesteps(4, "leading") and options["eta"] == 0.5

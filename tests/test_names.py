@@ -47,7 +47,7 @@ def test_full_size_names_and_shapes(name, model_class, manifest):
 
 def test_the_family_of_a_file_is_recognised():
     """Files that people mix up: which tensors tell them apart?"""
-    stored = lambda *shape: weights.Stored(Path("x"), "x", "F16", shape, 0)
+    stored = lambda *shape: weights.Stored(Path("x"), "x", "F16", shape)
     to_k = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     assert family({to_k: stored(320, 768)}) == "SD1"
     assert family({to_k: stored(320, 1024)}) == "SD2"

@@ -110,11 +110,11 @@ def test_a_wrong_request_is_one_line(tmp_path, capsys):
     wrong = {"--fps needs --data": ["--fps", "5"], "--out needs --data": ["--between", "--out", "x.png"],
              "--between: not allowed with argument --data": [*own, "--between"],
              "--fps: 0: want more than 0": ["--data", clips, "--fps", "0"],
-             "--gamma: nan: want a finite": [*own, "--gamma", "nan"],
+             "gamma nan: want finite": [*own, "--gamma", "nan"],
              "--fps: inf: want": ["--data", clips, "--fps", "inf"],
              "--prompts: 0: want": [*own, "--prompts", "0"], "--prompts: want 2 or": ["--prompts", "1"],
              "--batch: 0: want": [*own, "--batch", "0"], "too short": ["--data", clips, *one],
-             "one picture": [*own, "--out", tmp_path / "x.gif"], "does not exist": [*own, "--out", "no/x.png"],
+             "unknown ending": [*own, "--out", tmp_path / "x.gif"], "no/x.png: ": [*own, "--out", "no/x.png"],
              "no such folder": ["--data", tmp_path / "none", *one], "--device: none": [*own, "--device", "none"],
              "none of the folders": [*own, "--weights", clips], "0 steps": own}
     for message, argv in wrong.items():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sd21 import weights
-from sd21.vae import Attention, AutoencoderKL, Downsample
+from sd21.vae import Attention, AutoencoderKL, Block
 
 REFERENCE = Path(__file__).parent / "reference"
 TINY = dict(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4)
@@ -44,7 +44,7 @@ def test_it_computes_what_the_published_autoencoder_computes():
     expected = {key: value for key, value in io.items() if key in seen}
     assert len(expected) == 3 + 5 + 3                       # three outputs, five encoder blocks, three decoder blocks
     assert {key: e for key, y in expected.items() if (e := error(seen[key], y)) > allowed} == {}
-    # breaks with zeros on all four sides in Downsample, without the attention's norm, with ReLU for SiLU
+    # breaks with zeros on all four sides in Block's `pad`, without the attention's norm, with ReLU for SiLU
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_every_tensor_has_the_name_and_shape_of_the_published_file():
 
 def test_downsampling_pads_at_the_right_and_the_bottom_only():
     """A kernel that is 1 in its centre and 0 elsewhere: which pixel of each 2 x 2 square does it keep?"""
-    down = Downsample(1)
+    down = Block(1, 1, layers=1, groups=1, downsample=True).downsamplers[0]
     down.conv.weight.data.zero_()[0, 0, 1, 1] = 1
     down.conv.bias.data.zero_()
     x = torch.arange(24.0).view(1, 1, 4, 6)

@@ -222,6 +222,30 @@ def test_a_wrong_tensor_is_named(folder, problem):
     assert str(file) in str(e.value) and "\n" not in str(e.value)
 
 
+def test_fused_rows_that_are_no_three_parts_are_refused(tmp_path):
+    """q, k and v are thirds of one tensor. With one row more, is it cut into thirds all the same?"""
+    golden_single_file(tmp_path / "v2-1.safetensors")
+    tensors, fused = load_file(tmp_path / "v2-1.safetensors"), "transformer.resblocks.3.attn.in_proj_weight"
+    name = next(name for name in tensors if name.endswith(fused))
+    tensors[name] = torch.cat([tensors[name], tensors[name][:1]])
+    save_file(tensors, tmp_path / "v2-1.safetensors")
+    sizes = dict(vocab_size=520, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+    write_json(sizes, tmp_path / "text_encoder" / "config.json")
+    with pytest.raises(ValueError, match="layers.3.self_attn.k_proj.weight is missing"):     # breaks without the check
+        load("text_encoder", tmp_path / "v2-1.safetensors")
+
+
+@pytest.mark.parametrize("index", ["diffusion_pytorch_model.safetensors.index.json",
+                                   "model.safetensors.index.fp16.json"])
+def test_weights_in_several_files_are_refused_with_the_reason(folder, index):
+    """model-00001-of-00002.safetensors and an index: is the line about that, and not about a missing file?"""
+    path, _ = folder
+    (path / "unet" / FILE).rename(path / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    write_json({"weight_map": {}}, path / "unet" / index)
+    with pytest.raises(ValueError, match=f"{index}: the weights are in several files; merge them into one diffusion"):
+        load("unet", path)                                                   # breaks if the index is not looked for
+
+
 def test_saving_never_leaves_half_a_file(folder, monkeypatch):
     """The disk fills up while new weights are written. Are the old ones still complete?"""
     path, model = folder
@@ -289,7 +313,7 @@ def test_the_single_file_holds_the_same_numbers(tmp_path):
     located = weights.locate(tmp_path / "v2-1.safetensors")
     for part, stored in parts.items():
         read = {name: torch.empty(tensor.shape) for name, tensor in stored.items()}
-        weights.fill(read, located[part], piece=100)                         # breaks if thirds start at the wrong byte
+        weights.fill(read, located[part], piece=25)                          # breaks if thirds start at the wrong row
         assert located[part].keys() == stored.keys()
         assert all(torch.equal(read[name], stored[name].float()) for name in stored)
 
@@ -315,7 +339,7 @@ def test_older_names_are_read(tmp_path):
 
 def test_the_prediction_type_of_a_single_file_follows_from_its_name_or_a_schedule(tmp_path):
     """SD2.1's two files hold the same tensors; 768 in the name means v. Does a schedule beside the file come first?"""
-    schedule = lambda path: weights.load_schedule(component("scheduler", path), NoiseSchedule)
+    schedule = lambda path: weights.read_settings(component("scheduler", path), None, NoiseSchedule)
     for name, prediction in (("v2-1_512-ema-pruned", "epsilon"), ("v2-1_768-ema-pruned", "v_prediction")):
         (tmp_path / f"{name}.safetensors").touch()
         assert schedule(tmp_path / f"{name}.safetensors").prediction_type == prediction

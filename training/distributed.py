@@ -39,18 +39,17 @@ def world_size():
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def all_reduce(number, device, operation):
-    """A number combined over all processes, so that all of them decide alike. operation: "mean" or "min"."""
-    if world_size() == 1:
-        return number
-    x = torch.tensor(number / world_size() if operation == "mean" else number, dtype=torch.float64, device=device)
-    distributed.all_reduce(x, distributed.ReduceOp.SUM if operation == "mean" else distributed.ReduceOp.MIN)
-    return x.item()
+def all_gather(value):
+    """[the value of each process]: the same list everywhere, so all processes decide alike."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values
 
 
-def check_shared(path, number, device, things=""):
-    """Raises ValueError unless all processes have found the same number at a path: then its least is its largest."""
-    if all_reduce(number, device, "min") != -all_reduce(-number, device, "min"):
+def check_shared(path, found, things=""):
+    """Raises ValueError unless all processes have found the same at a path."""
+    if len(set(all_gather(found))) > 1:
         raise ValueError(f"{path}: not all processes see the same{things} there; want a folder that all hosts share")
 
 
@@ -70,19 +69,14 @@ def local_shard(x):
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def sharded_like(p, x):
-    """The DTensor whose local shard is x, sharded like parameter p; x itself if p is no DTensor."""
-    if not isinstance(p, DTensor) or not x.dim():
-        return x.detach()
-    return DTensor.from_local(x, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+def shard_like(p, full):
+    """The part of a full tensor that belongs to this process if it is sharded like parameter p. A scalar never is."""
+    sharded = isinstance(p, DTensor) and full.dim() > 0
+    return distribute_tensor(full, p.device_mesh, p.placements).to_local() if sharded else full
 
 
-def copy_into(x, full):
-    """Copies a full tensor into x, or this process's part of it if x is sharded."""
-    x.copy_(distribute_tensor(full, x.device_mesh, x.placements) if isinstance(x, DTensor) else full)
-
-
-def gather(x):
-    """The full tensor on rank 0's CPU; None on the other ranks."""
-    x = x.full_tensor() if isinstance(x, DTensor) else x
-    return x.cpu().contiguous() if rank() == 0 else None
+def gather_like(p, x):
+    """The full tensor, on rank 0's CPU, of which each process holds a part x, sharded like p; None on other ranks."""
+    if isinstance(p, DTensor) and x.dim():
+        x = DTensor.from_local(x, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()).full_tensor()
+    return x.detach().cpu().contiguous() if rank() == 0 else None

@@ -1,9 +1,8 @@
 """The training loop, one for every stage: Sec. 4.1 "Implementation details". The stages are in train.py, pretrain.py.
 
-All random numbers of step k follow from the run's seed and k. So a run that was stopped resumes from its last readable
-checkpoint and ends with the same weights, bit for bit, on a CPU with the same number of threads. Under torchrun every
-process draws the whole batch of step k and computes its share. The steps are those of one process, and a checkpoint
-fits any number of processes."""
+All random numbers of step k follow from the run's seed and k. So a stopped run resumes from its last readable
+checkpoint and ends with the same weights, bit for bit, on a CPU with the same number of threads. Under torchrun each
+process draws the whole batch and computes its share: the steps and the checkpoints are those of one process."""
 
 import math
 import os
@@ -21,9 +20,9 @@ from tqdm import tqdm
 
 from sd21.command import device, natural, option, positive_float, positive_int, seed, share
 from sd21.files import atomic_write
-from training.distributed import all_reduce, rank, world_size
+from training.distributed import all_gather, rank, world_size
 from training.report import Report
-from training.state import TrainState
+from training.state import TrainState, checkpoints
 
 # Since torch 2.10 Inductor fuses sums over rows with sums over columns and can lose gradients, such as that of a
 # convolution's bias before a time embedding (pytorch issues 190796, 193061). Inductor reads this when first used.
@@ -48,7 +47,7 @@ class Run:
     save_every: int = option(1000, "steps between checkpoints", positive_int)
     sample_every: int = option(500, "steps between sample pictures, OUT/STAGE-STEP.png", positive_int)
     cuda_graph: bool = option(False, "record a step once and replay it: faster for small models (cuda)", bool)
-    compile: bool = option(False, "torch.compile the model: minutes to start, then faster", bool)
+    compile: bool = option(False, "torch.compile the model, record a step where that is possible: the fastest", bool)
     checkpointing: bool = option(False, "gradient checkpointing: less memory for more time", bool)
     fsdp: bool = option(False, "FSDP2 instead of DDP: every process keeps a part (torchrun)", bool)
 
@@ -58,8 +57,13 @@ class Run:
         if self.batch % (world_size() * self.accumulate):
             raise ValueError(f"--batch {self.batch}: want a multiple of {world_size()} processes x "
                              f"--accumulate {self.accumulate}")
-        if self.cuda_graph and (world_size() * self.accumulate > 1 or self.fsdp or self.device != "cuda"):
+        if self.cuda_graph and not self.records():
             raise ValueError("--cuda-graph: want one process on a GPU, and neither --accumulate nor --fsdp")
+
+    def records(self):
+        """Whether a step becomes one CUDA graph: asked for, and on one GPU, with one backward pass."""
+        return (self.cuda_graph or self.compile) and (
+            self.device == "cuda" and world_size() * self.accumulate == 1 and not self.fsdp)
 
     def generator(self, step):
         """All random numbers of a step. The factor is larger than any number of steps: two seeds share no step."""
@@ -89,10 +93,20 @@ def fit(stage, run):
         print(f"{group['name']}: {len(group['params'])} tensors, {count:,} parameters, learning rate {group['lr']:g}")
     state = TrainState(stage, run)
     start, seconds = state.resume()
+    try:
+        take_steps(stage, run, state, start, seconds)
+    except (OSError, FloatingPointError) as error:                           # a full disk, a loss that is not finite
+        paths = checkpoints(run.out, run.stage)
+        good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+        raise ValueError(f"{error}; {good}") from None
+
+
+def take_steps(stage, run, state, start, seconds):
+    """The steps of `fit` from `start` on. OSError for a full disk, FloatingPointError for a loss that is not finite."""
     if start:                                                                # the stopped run may have written its
-        state.write(start, seconds, only_model=True)                         # checkpoint but not the model folder
+        state.export()                                                       # checkpoint but not the model folder
     train_step = make_train_step(stage, state, run, start)
-    first = stage.validate()
+    first = evaluate(stage.validate)
     if first and not start:
         print(f"first loss, on held-out clips: {sum(first.values()) / len(first):.4f}")
     report = Report(run.out / f"{run.stage}.csv", list(first), start) if rank() == 0 else None
@@ -101,27 +115,26 @@ def fit(stage, run):
     progress = tqdm(range(start, run.steps if seconds < limit else start), initial=start, total=run.steps,
                     desc=run.stage, mininterval=2, disable=rank() > 0)
     for step in progress:
-        spent = all_reduce((time.monotonic() - began) / limit, run.device, "mean") if run.minutes else 0
+        spent = max(all_gather((time.monotonic() - began) / limit)) if run.minutes else 0
         left = 1 - max(step / run.steps, spent)                              # share of the run, from 1 to 0
         loss = train_step(step, learning_rate_scale(step, left, run.warmup, run.cooldown))
         first_bad_step = torch.where(loss.isfinite(), first_bad_step, first_bad_step.clamp(max=step))
         after, last = step + 1, left <= 0 or step + 1 == run.steps
         due = last or after % run.save_every == 0
         if step % 50 == 0 or due:                                            # 50: often enough to watch the loss
-            mean = all_reduce(loss.item(), run.device, "mean")
-            bad = int(all_reduce(first_bad_step.item(), run.device, "min"))
+            mean = sum(all_gather(loss.item())) / world_size()
+            bad = min(all_gather(first_bad_step.item()))
             if bad < run.steps:
                 clips = ", ".join(stage.names(stage.pick(bad, run.generator(bad))))
-                raise ValueError(f"the loss or its gradient is not finite at step {bad}; the clips of its batch: "
-                                 f"{clips}; {state.last_good()}")
+                raise FloatingPointError(f"the loss or its gradient is not finite at step {bad}, with clips {clips}")
             running = mean if running is None else 0.9 * running + 0.1 * mean            # of the loss
             progress.set_postfix(loss=f"{running:.4f}")
-            losses = stage.validate() if due else {}
+            losses = evaluate(stage.validate) if due else {}
             if rank() == 0:
                 report.add(after, time.monotonic() - began, mean, **losses)
         if stage.sample and (last or after % run.sample_every == 0):
-            with state.averaged(), torch.compiler.set_stance("force_eager"):             # it would compile again
-                picture = stage.sample()
+            with state.averaged():
+                picture = evaluate(stage.sample)
             if rank() == 0:
                 with atomic_write(run.out / f"{run.stage}-{after:06}.png") as path:
                     picture.save(path)
@@ -134,6 +147,12 @@ def fit(stage, run):
             break
 
 
+def evaluate(function):
+    """function(), without gradients and not compiled: compiling again, for its sizes, would take a minute."""
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return function()
+
+
 def learning_rate_scale(step, left, warmup, cooldown):
     """The factor of the learning rates: rises over the first `warmup` steps, falls to 0 over the last share `cooldown`.
     left: the share of the run that is still to do, from 1 to 0."""
@@ -142,9 +161,8 @@ def learning_rate_scale(step, left, warmup, cooldown):
 
 
 def make_train_step(stage, state, run, start=0):
-    """Returns train_step(step, scale) -> loss: one step at `scale` times the learning rates. Side effect: turns off
-    cuDNN attention for this process. Its gradient is NaN where all scores are near -120 (pytorch issue 196678), and it
-    is no faster in training."""
+    """Returns train_step(step, scale) -> loss, at `scale` times the learning rates. Turns off cuDNN attention in this
+    process: it is no faster, and its gradient is NaN where all scores are near -120 (pytorch issue 196678)."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     objective = stage.loss_of
     if world_size() > 1 and not run.fsdp:                                    # DDP wants one module that holds the model
@@ -164,7 +182,9 @@ def make_train_step(stage, state, run, start=0):
             state.collect_gradients()
             total = total + loss.detach()
         return total
-    compute = record_cuda_graph(backward, batch(start), state) if run.cuda_graph else backward
+    if run.compile:
+        print(f"a step: compiled, {'then recorded as one CUDA graph' if run.records() else 'without a CUDA graph'}")
+    compute = record_cuda_graph(backward, batch(start), state) if run.records() else backward
 
     def train_step(step, scale=1.0):
         loss = compute(*batch(step))
@@ -182,13 +202,12 @@ def record_cuda_graph(backward, example, state):
             backward(*static)                                                # the first calls, before the recording
     torch.cuda.current_stream().wait_stream(side)
     state.stage.model.zero_grad()                                            # the recorded backward makes the gradients
-    state.grads_empty, graph = True, torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = backward(*static)
 
     def replay(*batch):
-        for old, new in zip(static, batch, strict=True):
-            old.copy_(new)
+        torch._foreach_copy_(static, batch)
         graph.replay()
         return loss
     return replay

@@ -4,16 +4,15 @@ import argparse
 
 import torch
 
-from sd21.command import ArgumentParser, add_options, finite_float, from_args, positive_float, run
+from sd21.command import ArgumentParser, add_options, from_args, run
 from sd21.weights import component
-from training.distributed import all_reduce, processes, rank
+from training.distributed import all_gather, processes, rank
 from training.loop import Run
 from training.prepare import Clips
 from training.state import checkpoints
 
 FOLDERS_OF_STAGE = {"vae": ["vae"], "image": ["unet", "text_encoder", "tokenizer", "scheduler"],
                     "video": ["video"], "tsr": ["tsr"]}                       # the first has the defaults of the stage
-rate = lambda text: finite_float(text) and positive_float(text)              # a learning rate; at 0 nothing moves
 
 
 def command_line(prog, description, stages, recipe_class):
@@ -44,7 +43,7 @@ def parse(parser, stages, argv):
     return args
 
 
-def claim(out, stage, device):
+def claim(out, stage):
     """Returns an open file: while it is open, no other process trains `stage` in folder `out`. ValueError if one does,
     or if the stage would replace files of others: a run makes the lock file first, and a checkpoint before weights."""
     lock, folders = out / f".{stage}.lock", FOLDERS_OF_STAGE[stage]
@@ -59,7 +58,7 @@ def claim(out, stage, device):
         free = rank() > 0 or fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
     except (ImportError, OSError) as error:                                  # Windows, some network disks: no locks
         free = not isinstance(error, (BlockingIOError, PermissionError))
-    if not all_reduce(free, device, "min"):
+    if not all(all_gather(free)):
         raise ValueError(f"{out}: another process trains stage {stage} there; wait for it, or name another --out")
     return file
 
@@ -73,6 +72,6 @@ def launch(prog, parse, stages, recipe_class, argv):
             torch.manual_seed(args.seed)
             clips = from_args(Clips, args).of_stage(getattr(args, "stage_for", args.stage))
             settings = from_args(Run, args), clips, from_args(recipe_class, args)
-            lock = args.stage == "latents" or claim(args.out, args.stage, args.device)       # held to the end
+            lock = args.stage == "latents" or claim(args.out, args.stage)    # held to the end
             stages[args.stage][0](*settings)
     return run(prog, start, stopped="the same command resumes from the last checkpoint")

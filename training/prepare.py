@@ -21,7 +21,7 @@ from sd21.layers import SpatialTransformer
 from sd21.text import Tokenizer
 from training.distributed import check_shared, rank, world_size
 from training.loop import Stage, checkpoint_blocks, compile_blocks, fit
-from unet3d import Block, Downsample, ResnetBlock, TemporalAttention, UNet3D, Upsample
+from unet3d import Block, Downsample, ResnetBlock, TemporalAttention, Upsample
 
 COMPILED = (ResnetBlock, SpatialTransformer, TemporalAttention, Downsample, Upsample, Spade)     # block by block
 RECOMPUTED = (ResnetBlock, SpatialTransformer, TemporalAttention)            # in the backward pass, by --checkpointing
@@ -32,7 +32,7 @@ def open_component(name, run, model):
     components = weights.resolve_components(model, run.out)
     if name not in components:
         raise ValueError(f"{model}: holds no {name}, and {run.out} neither; train stage {name} first")
-    check_shared(run.out / name, int(components[name].place == run.out), run.device)
+    check_shared(run.out / name, components[name].place == run.out)
     print(f"{name}: from {components[name].place}")
     return components[name]
 
@@ -43,26 +43,15 @@ def load(component, run=None, **fixed):
     return weights.load(component, COMPONENT_CLASSES[component.name], **where, **fixed)
 
 
-def load_video_for(unet, folder):
-    """(the video model of a folder, its config). ValueError if it comes from a U-Net of another size than `unet`."""
-    component = weights.component("video", folder)
-    config, file = component.read()
-    for key, value in weights.arguments(UNet3D, *unet.read()).items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{file}: {key} is {config[key]}, but {value} in the image model of {unet.place}")
-    return load(component), config
-
-
 def frozen_parts(run, model, merges=None):
     """(vae, text encoder, tokenizer): the parts that stages video and tsr do not train."""
     vae, text_encoder = (load(open_component(name, run, model), run) for name in ("vae", "text_encoder"))
-    tokenizer = weights.resolve_components(model, run.out, merges)["tokenizer"]
-    return vae, text_encoder, Tokenizer.load(tokenizer.place)
+    return vae, text_encoder, Tokenizer.load(weights.resolve_components(model, run.out, merges)["tokenizer"].place)
 
 
 def schedule_for_eq_5(place, device):
     """The noise schedule at `place`. Eq. 5 trains eps: ValueError if the model there predicts v."""
-    schedule = weights.load_schedule(weights.component("scheduler", place), NoiseSchedule)
+    schedule = weights.read_settings(weights.component("scheduler", place), None, NoiseSchedule)
     if schedule.prediction_type != "epsilon":
         raise ValueError(f"{place}: a v-prediction model; Eq. 5 trains a network that predicts eps, so start from "
                          "one that does (SD2.1-base, not the 768-pixel SD2.1)")
@@ -137,8 +126,7 @@ def train_on_latents(run, clips, cinema, model, groups, loss_of, make_batch, dro
     # What guidance will need, and a loss to compare the first one with.
     zero = partial(loss_of, f_theta=lambda z_t, *_: torch.zeros_like(z_t))
     losses = loss_by_bucket(zero, z_0, held_out_ids, steps).values()
-    print(f"{'share of clips':16}{'text c':10}{'z^c':8}noise prior      (guidance drops the text only)\n"
-          f"{1 - drop_text:<16.0%}{'kept':10}{'kept':8}kept\n{drop_text:<16.0%}{'dropped':10}{'kept':8}kept\n"
+    print(f"captions: {1 - drop_text:.0%} kept, {drop_text:.0%} emptied, for guidance; z^c and noise prior: all kept\n"
           f"loss of a network that always answers 0: {sum(losses) / len(losses):.4f}")
     fit(Stage(model, groups, loss_of=loss_of, save=save, units=sharding_units,
               pick=lambda _, random: torch.randint(len(train_set), (run.batch,), generator=random, device=run.device),
@@ -151,16 +139,14 @@ def train_on_latents(run, clips, cinema, model, groups, loss_of, make_batch, dro
 @torch.no_grad()
 def loss_by_bucket(loss_of, z_0, ids, steps, buckets=5):
     """The loss on held-out clips by diffusion step, on the same clips, steps and noise each time: {"t 0-199": loss}.
-    Eq. 5 is mostly noise that no model can predict, so its mean hardly moves. By bucket of t, a reader can tell "flat"
-    from "learning"."""
+    Eq. 5 is mostly noise that no model can predict: its mean hardly moves, but a bucket of t shows learning."""
     random, losses = torch.Generator(z_0.device).manual_seed(0), {}
     for k in range(buckets):
         low, high = k * steps // buckets, (k + 1) * steps // buckets
         t = torch.randint(low, high, (len(z_0),), generator=random, device=z_0.device)
         eps_n = torch.randn(z_0.shape, generator=random, device=z_0.device)
-        with torch.compiler.set_stance("force_eager"):                       # compiling again would take a minute
-            parts = zip(*(x.split(4) for x in (z_0, ids, t, eps_n)), strict=True)        # 4: bounds the memory
-            losses[f"t {low}-{high - 1}"] = sum(loss_of(*part).item() * len(part[0]) for part in parts) / len(z_0)
+        parts = zip(*(x.split(4) for x in (z_0, ids, t, eps_n)), strict=True)            # 4: bounds the memory
+        losses[f"t {low}-{high - 1}"] = sum(loss_of(*part).item() * len(part[0]) for part in parts) / len(z_0)
     return losses
 
 

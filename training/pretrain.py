@@ -4,26 +4,26 @@
     python -m training.pretrain image --out mine      stills from sentences: "SD2.1 in small"
 
 They replace SD2.1 where a person trains everything on a small set. `python -m training.pretrain STAGE --help` lists the
-options. train.py has the stages of the paper.
-"""
+options. train.py has the stages of the paper."""
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from data.latents import loader
 from data.media import from_pixels, video_rows
 from microcinema import COMPONENT_CLASSES, MicroCinema, Sampling
 from sd21 import weights
-from sd21.command import existing_path, option
+from sd21.command import existing_path, learning_rate, option
 from sd21.files import write_json
 from sd21.text import Tokenizer, learn_merges, save_merges
 from train import BaseRecipe, loss, make_batch
 from training import options, prepare
-from training.distributed import rank, world_size
+from training.distributed import all_gather, rank
 from training.loop import Stage, fit
 from training.state import checkpoints
 
@@ -31,9 +31,8 @@ from training.state import checkpoints
 @dataclass(frozen=True)
 class Recipe(BaseRecipe):
     """The choices of stages vae and image."""
-    lr: float = option(1e-4, "learning rate", options.rate)
-    decoder_of: Path | None = option(None, "folder of an autoencoder whose decoder to train further: the same latents",
-                                     existing_path)
+    lr: float = option(1e-4, "learning rate", learning_rate)
+    decoder_of: Path | None = option(None, "folder of an autoencoder whose decoder to train further", existing_path)
 
 
 def new_model(name, model, **changes):
@@ -48,30 +47,13 @@ def distance(x_hat, x):
     return (x_hat - x).abs().mean() + 4 * (x_hat - x).pow(2).mean()
 
 
-def vae_loss(encode, decode, x, noise, encoder_dtype, decoder_dtype):
+def vae_loss(encode, decode, x, noise):
     """The distance of a sample's decoding from the pictures x [b, 3, H, W], plus 1e-4 times the KL divergence of the
     posterior from N(0, 1), which keeps latents near unit size without blurring. noise [b, 4, h, w]; 0: the mean."""
-    mean, logvar = (y.float() for y in encode(x.to(encoder_dtype)))
-    x_hat = decode((mean + (0.5 * logvar).exp() * noise).to(decoder_dtype)).float()
+    mean, logvar = (y.float() for y in encode(x))
+    x_hat = decode(mean + (0.5 * logvar).exp() * noise).float()
     kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).mean()
     return distance(x_hat, x) + 1e-4 * kl
-
-
-class FrameStream:
-    """The clips of step k as frames [(b n), 3, H, W] in [-1, 1]. Workers read the clips of the next steps ahead."""
-    def __init__(self, dataset, run):
-        self.dataset, self.run, self.batches, self.next_step = dataset, run, None, None
-
-    def numbers(self, first, last):
-        """The numbers of the clips of steps first to last - 1. The set begins again at its end."""
-        return [i % len(self.dataset) for i in range(first * self.run.batch, last * self.run.batch)]
-
-    def frames(self, step):
-        """The frames of a step, on the device."""
-        if step != self.next_step:                                           # the first step, also of a resumed run
-            self.batches = iter(loader(self.dataset, self.numbers(step, self.run.steps), self.run.batch))
-        self.next_step = step + 1
-        return from_pixels(next(self.batches)["frames"].to(self.run.device)).transpose(1, 2).flatten(0, 1)
 
 
 def train_vae(run, clips, recipe):
@@ -82,55 +64,53 @@ def train_vae(run, clips, recipe):
         component = weights.component("vae", recipe.decoder_of)
         vae = prepare.load(component).requires_grad_(False)
         config = component.read()[0] | {"scaling_factor": vae.scale}
-        trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
+        decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+        name, trained = "decoder", decoder.requires_grad_(True)
     else:
         vae, config = new_model("vae", recipe.model, scaling_factor=None)    # null until it is measured
-        trained = vae
+        name, trained = "autoencoder", vae
     vae.to(run.device, memory_format=torch.channels_last)
-    encode, decode = (torch.compile(f) if run.compile else f for f in (vae.encode, vae.decode))
-    decoder_dtype = torch.bfloat16 if run.bf16 else torch.float32
-    stream = FrameStream(clips.dataset(clips.clips), run)
+    encode = lambda x: vae.encode(x.to(vae.encoder.conv_in.weight.dtype))    # a frozen encoder stays float32
+    decode = lambda z: vae.decode(z.to(vae.decoder.conv_in.weight.dtype))
+    loss_of = partial(vae_loss, *(torch.compile(f) if run.compile else f for f in (encode, decode)))
+    dataset, upcoming = clips.dataset(clips.clips), {}                       # {next step: its batch and all later ones}
+    # The clips of steps first to last - 1, by number. The set begins again at its end.
+    numbers = lambda first, last: [i % len(dataset) for i in range(first * run.batch, last * run.batch)]
     held_out = torch.stack([item["frames"] for item in clips.dataset(3, held_out=True)])        # 3: the rows of a strip
     held_out = from_pixels(held_out.to(run.device)).transpose(1, 2)          # [3, n, 3, H, W]
 
     def load_batch(step, random):
-        x = stream.frames(step)
+        if step not in upcoming:                                             # the first step, also of a resumed run
+            upcoming[step] = iter(loader(dataset, numbers(step, run.steps), run.batch))          # workers read ahead
+        batches = upcoming[step + 1] = upcoming.pop(step)
+        x = from_pixels(next(batches)["frames"].to(run.device)).transpose(1, 2).flatten(0, 1)    # [(b n), 3, H, W]
         some = torch.randperm(len(x), generator=random, device=run.device)[:run.batch * 4]       # neighbours are alike:
         x = x[some].contiguous(memory_format=torch.channels_last)                                # 4 stills of a clip
         shape = (len(x), vae.decoder.conv_in.in_channels, x.shape[2] // vae.factor, x.shape[3] // vae.factor)
         return x, torch.randn(shape, generator=random, device=run.device)
 
-    def loss_of(x, noise):                                                   # a frozen encoder stays float32
-        return vae_loss(encode, decode, x, noise, vae.encoder.conv_in.weight.dtype, decoder_dtype)
-
-    @torch.no_grad()
-    def validate():
-        with torch.compiler.set_stance("force_eager"):                       # compiling again would take a minute
-            return {"held out": sum(loss_of(x, 0).item() for x in held_out) / len(held_out)}
-
-    @torch.no_grad()
     def sample():                                                            # the truth, and its decoding
-        mean, _ = vae.encode(held_out.flatten(0, 1).to(vae.encoder.conv_in.weight.dtype))
-        x_hat = vae.decode(mean.to(decoder_dtype)).view_as(held_out)
-        return video_rows(held_out.transpose(1, 2), x_hat.transpose(1, 2))
+        mean, _ = encode(held_out.flatten(0, 1))
+        return video_rows(held_out.transpose(1, 2), decode(mean).view_as(held_out).transpose(1, 2))
     print(f"loss of an autoencoder that always answers grey: {distance(0 * held_out, held_out):.4f}")
-    name = "decoder" if recipe.decoder_of else "autoencoder"
     fit(Stage(trained, [{"name": name, "params": list(trained.parameters()), "lr": recipe.lr}],
-              pick=lambda step, random: step, load=load_batch, loss_of=loss_of, validate=validate, sample=sample,
-              names=lambda step: [stream.dataset[i]["name"] for i in stream.numbers(step, step + 1)],
+              pick=lambda step, _: step, load=load_batch, loss_of=loss_of, sample=sample,
+              validate=lambda: {"held out": sum(loss_of(x, 0).item() for x in held_out) / len(held_out)},
+              names=lambda step: [dataset[i]["name"] for i in numbers(step, step + 1)],
               save=lambda tensors: weights.save(vae.state_dict() | tensors, config, run.out / "vae")), run)
     if rank() == 0 and not recipe.decoder_of:
-        saved = weights.component("vae", run.out)                            # weights.save wrote its whole config
-        write_json(saved.read()[0] | {"scaling_factor": measure_scale(run, clips)}, saved.config)
+        write_scale(run, clips)
 
 
 @torch.inference_mode()
-def measure_scale(run, clips):
-    """The factor that gives the latents unit variance: of the means of stills, by the autoencoder that was saved."""
-    vae = prepare.load(weights.component("vae", run.out), scaling_factor=1.0).to(run.device)
+def write_scale(run, clips):
+    """Writes the scale that gives the means of stills unit variance to the config of the autoencoder that was saved."""
+    component = weights.component("vae", run.out)
+    vae = prepare.load(component, scaling_factor=1.0).to(run.device)
     stills = clips.of_stage("image").dataset(min(256, clips.clips))
     pictures = (from_pixels(item["frames"].to(run.device)).transpose(0, 1) for item in stills)
-    return round(torch.stack([vae.encode(x)[0].pow(2).mean() for x in pictures]).mean().rsqrt().item(), 5)
+    scale = torch.stack([vae.encode(x)[0].pow(2).mean() for x in pictures]).mean().rsqrt().item()
+    write_json(component.read()[0] | {"scaling_factor": round(scale, 5)}, component.config)
 
 
 def train_image(run, clips, recipe):
@@ -148,8 +128,7 @@ def train_image(run, clips, recipe):
         vocab_size = weights.arguments(COMPONENT_CLASSES["text_encoder"], *text_config).get("vocab_size", 49_408)
         merges = learn_merges(captions, vocab_size - 514)                    # 514: 256 bytes, 256 bytes that end a
         save_merges(merges, run.out / "tokenizer" / "merges.txt")            # word, start and end
-    if world_size() > 1:
-        distributed.barrier()                                                # the others read what rank 0 wrote
+    all_gather("written")                                                    # the others read what rank 0 wrote
     tokenizer = Tokenizer.load(run.out)
     text_encoder, text_config = new_model("text_encoder", recipe.model, vocab_size=tokenizer.vocab_size)
     unet, config = new_model("unet", recipe.model)
@@ -164,8 +143,7 @@ def train_image(run, clips, recipe):
         return loss(f_theta, z_0, 0 * z_0, text_encoder(ids), t, eps_n, schedule, lam=0, weighting=recipe.weighting)
 
     def save(tensors):
-        for name, settings, stem in (("unet", config, "diffusion_pytorch_model"),
-                                     ("text_encoder", text_config, "model")):
+        for name, settings, stem in ("unet", config, "diffusion_pytorch_model"), ("text_encoder", text_config, "model"):
             part = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
             weights.save(part, settings, run.out / name, stem)
     # 15 steps and guidance 3 show in a second what the toy-sized model can draw.

@@ -53,11 +53,10 @@ def draw_curves(lines, path, width=900, height=540):
     at = lambda x, y: (left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / (high - low))
     picture, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(size=15)
     draw = ImageDraw.Draw(picture)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    for y in [power + math.log10(digit) for power in powers for digit in (1, 2, 5)]:
-        if low <= y <= high:
-            draw.line([at(0, y), at(last, y)], "#dddddd")
-            draw.text((left - 8, at(0, y)[1]), f"{10**y:g}", "#606060", font, anchor="rm")
+    ticks = [power + math.log10(digit) for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
+    for y in [y for y in ticks if low <= y <= high]:
+        draw.line([at(0, y), at(last, y)], "#dddddd")
+        draw.text((left - 8, at(0, y)[1]), f"{10**y:g}", "#606060", font, anchor="rm")
     for share in (0, 0.25, 0.5, 0.75, 1):
         draw.text((left + (right - left) * share, bottom + 8), f"{last * share:.0f}", "#606060", font, anchor="ma")
     draw.text(((left + right) / 2, height - 22), "step", "#606060", font, anchor="ma")

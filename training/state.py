@@ -1,8 +1,8 @@
 """What a training step changes: weights, AdamW's moments, the running average; and its checkpoints.
 
 our reading  AdamW with betas (0.9, 0.999) and weight decay 1e-2, gradients clipped to norm 1: the paper is silent.
-      Forward and backward may run in bfloat16. AdamW updates float32 master weights, since a step of 2e-6 rounds to
-      nothing in bfloat16. After each step the bfloat16 weights are copied from the masters."""
+Forward and backward may run in bfloat16. AdamW updates float32 master weights, since a step of 2e-6 rounds to nothing
+in bfloat16. After each step the bfloat16 weights are copied from the masters."""
 
 import shutil
 from argparse import ArgumentTypeError
@@ -14,7 +14,7 @@ from torch import distributed, nn
 
 from sd21.command import natural, positive_float
 from sd21.files import write_tensors
-from training.distributed import check_shared, copy_into, gather, local_shard, rank, shard, sharded_like
+from training.distributed import check_shared, gather_like, local_shard, rank, shard, shard_like
 
 
 def checkpoints(out, stage):
@@ -28,7 +28,7 @@ class TrainState:
     is a DTensor and its master is the local shard as a plain tensor: AdamW on DTensors is much slower."""
 
     def __init__(self, stage, run):
-        self.stage, self.run, self.grads_empty = stage, run, True
+        self.stage, self.run = stage, run
         self.copies = run.bf16 and not run.fsdp                              # FSDP2 makes its own copies
         name_of = {p: name for name, p in stage.model.named_parameters()}
         if run.fsdp:
@@ -38,13 +38,12 @@ class TrainState:
             self.masters = {name: local_shard(p.detach()) for name, p in self.parameters.items()}
         if self.copies:
             stage.model.bfloat16()                                           # the masters keep the float32 tensors
-            for master in self.masters.values():
-                master.grad = torch.zeros_like(master)
-        self.ema = {name: p.detach().clone() for name, p in self.masters.items()} if run.ema else self.masters
+        self.ema = {name: p.detach().clone() if run.ema else p.detach() for name, p in self.masters.items()}
         groups = [group | {"params": [self.masters[name_of[p]] for p in group["params"]]} for group in stage.groups]
         on_gpu = run.device == "cuda"
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-2, fused=on_gpu)
         for p in self.masters.values():                                      # AdamW makes its state at the first step.
+            p.grad = torch.zeros_like(p) if self.copies else None            # filled by collect_gradients
             step = torch.zeros((), device=p.device if on_gpu else "cpu")     # Made here, a checkpoint can fill it.
             self.optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
@@ -55,12 +54,11 @@ class TrainState:
                 master.grad = local_shard(self.parameters[name].grad)
         if self.copies:
             sums, new = [p.grad for p in self.masters.values()], [p.grad for p in self.parameters.values()]
-            if self.grads_empty:
-                torch._foreach_copy_(sums, new)
-            else:
+            if self.run.accumulate > 1:
                 torch._foreach_add_(sums, new)
+            else:
+                torch._foreach_copy_(sums, new)
             self.stage.model.zero_grad()
-            self.grads_empty = False
 
     @torch.no_grad()
     def step(self, step, scale):
@@ -76,9 +74,10 @@ class TrainState:
         self.optimizer.step()
         if self.copies:
             self.set_parameters(self.masters)
-        else:                                                                # a CUDA graph keeps its gradients' memory
-            self.stage.model.zero_grad(set_to_none=not self.run.cuda_graph)
-        self.grads_empty = True
+            if self.run.accumulate > 1:
+                self.optimizer.zero_grad(set_to_none=False)                  # the sums of collect_gradients
+        if not self.run.records():                                           # a CUDA graph writes over its gradients
+            self.stage.model.zero_grad()
         if self.run.ema:
             decay = min(self.run.ema, (1 + step) / (10 + step))              # a short memory at first, when weights
             torch._foreach_lerp_(list(self.ema.values()), list(self.masters.values()), 1 - decay)    # change fast
@@ -91,42 +90,35 @@ class TrainState:
     @contextmanager
     def averaged(self):
         """Inside, the model computes with the averaged weights."""
-        if self.run.ema:
-            saved = {name: local_shard(p.detach()).clone() for name, p in self.parameters.items()}
-            self.set_parameters(self.ema)
+        saved = {name: local_shard(p.detach()).clone() for name, p in self.parameters.items()}
+        self.set_parameters(self.ema)
         yield
-        if self.run.ema:
-            self.set_parameters(saved)
+        self.set_parameters(saved)
 
     def state_dict(self):
-        """Everything that a step changes: {"model.NAME", "ema.NAME", "adam.exp_avg.NAME", ...: (D)Tensor}."""
+        """Everything that a step changes: {"model.NAME", "ema.NAME", "adam.exp_avg.NAME", ...: (parameter, shard)}."""
         kinds = {"model": self.masters} | ({"ema": self.ema} if self.run.ema else {})
         for key in ("step", "exp_avg", "exp_avg_sq"):
             kinds[f"adam.{key}"] = {name: self.optimizer.state[p][key] for name, p in self.masters.items()}
-        return {f"{kind}.{name}": sharded_like(self.parameters[name], x)
+        return {f"{kind}.{name}": (self.parameters[name], x.detach())
                 for kind, tensors in kinds.items() for name, x in tensors.items()}
 
-    def write(self, step, seconds, only_model=False):
-        """Writes a checkpoint after `step` steps and `seconds`, then hands the averaged weights to stage.save. Atomic.
-        The last two checkpoints are kept in case the newest cannot be read. ValueError for a full disk."""
-        tensors = {} if only_model else {name: gather(x) for name, x in self.state_dict().items()}
-        averages = {name: gather(sharded_like(self.parameters[name], x)) for name, x in self.ema.items()}
-        if rank():
-            return
-        try:
-            if tensors:
-                path = self.run.out / f"{self.run.stage}.{step:08}.checkpoint.safetensors"
-                write_tensors(tensors, path, {"step": str(step), "seconds": str(seconds)})
-                for old in checkpoints(self.run.out, self.run.stage)[:-2]:
-                    old.unlink()
-            self.stage.save(averages)
-        except OSError as error:
-            raise ValueError(f"{error}; {self.last_good()}") from None
+    def write(self, step, seconds):
+        """Writes a checkpoint after `step` steps and `seconds`, atomically, then exports. OSError for a full disk. The
+        last two checkpoints are kept in case the newest cannot be read."""
+        tensors = {name: gather_like(p, x) for name, (p, x) in self.state_dict().items()}
+        if rank() == 0:
+            path = self.run.out / f"{self.run.stage}.{step:08}.checkpoint.safetensors"
+            write_tensors(tensors, path, {"step": str(step), "seconds": str(seconds)})
+            for old in checkpoints(self.run.out, self.run.stage)[:-2]:
+                old.unlink()
+        self.export()
 
-    def last_good(self):
-        """Where the next run will resume, in words."""
-        good = checkpoints(self.run.out, self.run.stage)
-        return f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    def export(self):
+        """Hands the averaged weights to stage.save. OSError for a full disk."""
+        averages = {name: gather_like(self.parameters[name], x) for name, x in self.ema.items()}
+        if rank() == 0:
+            self.stage.save(averages)
 
     def resume(self):
         """Loads the newest readable checkpoint, if there is one. Returns its (steps, seconds), else (0, 0.0)."""
@@ -134,21 +126,20 @@ class TrainState:
         for unfinished in out.glob(f".{stage}[.-]*.part"):                   # of a run that was killed as it wrote;
             shutil.rmtree(unfinished, ignore_errors=True)                    # another process may do the same
         paths = checkpoints(out, stage)
-        check_shared(out, int(paths[-1].name.split(".")[1]) if paths else 0, self.run.device, " checkpoints")
+        check_shared(out, paths[-1].name if paths else None, " checkpoints")
         for path in reversed(paths):
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
                     step = natural(metadata.get("step", "no step"))
-                    # Earlier versions wrote no seconds.
-                    seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0
+                    seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0  # old ones lack it
                     tensors = self.state_dict()
                     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-                    if {name: list(x.shape) for name, x in tensors.items()} != shapes:
+                    if {name: list(p.shape) if x.dim() else [] for name, (p, x) in tensors.items()} != shapes:
                         raise ValueError(f"{path}: is of another model, or --ema was another; move the checkpoints of "
                                          f"stage {stage} away to start anew")
-                    for name, x in tensors.items():
-                        copy_into(x, file.get_tensor(name).to(self.run.device))
+                    for name, (p, x) in tensors.items():
+                        x.copy_(shard_like(p, file.get_tensor(name).to(self.run.device)))
                     if self.copies:
                         self.set_parameters(self.masters)
                     print(f"going on from {path}, step {step}")

@@ -76,5 +76,7 @@ def load_upscaler(name="realesrgan", scale=4, device="cpu"):
             raise ValueError(f"upscaler {name}: {str(e).strip().splitlines()[-1]}") from None
         if shape != [*given[:2], given[2] * scale, given[3] * scale]:
             raise ValueError(f"upscaler {name}: makes {shape} of {given}, which is not {scale} times as large")
+        if not large.isfinite().all():
+            raise ValueError(f"upscaler {name}: makes numbers that are not finite")
         return large.clamp(0, 1) * 2 - 1
     return upscale
