@@ -73,7 +73,7 @@ class Sampling:
             raise ValueError(f"guidance {self.guidance:g}, lambda {self.lam:g}, gamma {self.gamma:g}: want finite "
                              "numbers")
         if not 0 <= self.eta <= 1 or self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta {self.eta:g}: want 0 to 1, and 0 for every sampler but ddim")
+            raise ValueError(f"eta {self.eta:g} with sampler {self.sampler}: want 0 to 1 with ddim, 0 with any other")
 
 
 def tsr_condition(z_first, z_last, n):
@@ -265,12 +265,13 @@ class MicroCinema:
         return s
 
     @classmethod
-    def load(cls, path="toy", device="cpu", dtype=torch.float32, overlay=None, merges=None):
+    def load(cls, path="toy", device="cpu", dtype=torch.float32, overlay=None, merges=None, tsr=True):
         """Reads a model folder or SD2.1's single file (sd21/weights.py).
 
         overlay: a folder or file that train.py wrote; its parts replace those of `path`. merges: merges.txt, if it is
-        not with the model. Without trained video weights, video and tsr are the image model grown to 3D (`trained` is
-        False then). ValueError or OSError, in one line, if a part is missing or broken."""
+        not with the model. tsr=False: does not read tsr/, which saves time. Without trained video weights, video and
+        tsr are the image model grown to 3D (`trained` is False then). ValueError or OSError, in one line, if a part is
+        missing or broken."""
         if overlay:
             weights.check_overlay(overlay, merges)
         components = weights.resolve_components(path, overlay, merges)
@@ -285,7 +286,7 @@ class MicroCinema:
             model = VideoModel.grow(parts["unet"]).eval()
             parts |= {"video": model, "tsr": model, "trained": False}
         for name, settings in (("video", "sampling"), ("tsr", "tsr_sampling")):
-            if name in components:
+            if name in components and (tsr or name != "tsr"):
                 parts |= {name: load(name), settings: weights.read_settings(components[name], "sampling", Sampling)}
         image = weights.arguments(Sampling, components["unet"].settings("sampling"), components["unet"].config)
         parts["image_sampling"] = replace(parts.get("sampling", Sampling()), **image)
@@ -318,12 +319,12 @@ def main(argv=None):
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of weights and arithmetic")
     add("--compile", action="store_true", help="torch.compile the models: minutes to start, then faster (GPU)")
-    return run(parser.prog, make_video, parser.parse_args(argv), stopped="nothing was written",
+    return run(parser.prog, make_video, parser.parse_args(argv), argv or sys.argv[1:], stopped="nothing was written",
                out_of_memory="a smaller --size, --frames, --pairs or --upscale takes less")
 
 
-def make_video(args):
-    """One video, as the command line asks: checks first, then the stages, then the file."""
+def make_video(args, command):
+    """One video, as the command line asks: checks first, then the stages, then the file, which keeps `command`."""
     if not args.prompt.strip():
         raise ValueError("the prompt is empty: say what should be seen, and how it moves")
     words = re.findall(r"[^\W_]+", args.prompt.lower())                      # letters and digits of all scripts
@@ -337,7 +338,8 @@ def make_video(args):
     if args.upscaler and args.upscale == 1:
         raise ValueError("--upscaler: say how many times as large, with --upscale")
     upscale = load_upscaler(args.upscaler or "realesrgan", args.upscale, args.device) if args.upscale != 1 else None
-    cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges)
+    cinema = MicroCinema.load(args.model, args.device, getattr(torch, args.dtype), args.weights, args.merges,
+                              tsr=bool(args.fps or args.between))
     torch.backends.cudnn.benchmark = True                                    # a GPU tries its kernels, takes the best
     if args.compile:
         cinema.compile()
@@ -346,7 +348,10 @@ def make_video(args):
     if not cinema.trained:
         print(UNTRAINED)
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if field.name != "fps"}
-    s = cinema.settings(**changes)
+    s, trained = cinema.settings(**changes), cinema.sampling
+    if cinema.trained and (s.size, s.frames) != (trained.size, trained.frames):
+        print(f"the video model was trained on {trained.frames} frames of {trained.size}x{trained.size} pixels; other "
+              "sizes and lengths often show things twice, or motion that starts again")
     if upscale:
         upscale(torch.zeros(1, 3, s.size, s.size))                           # fail here rather than after the sampling
     rates = [s.fps, 4 * s.fps, 16 * s.fps]                                   # after 0, 1 and 2 rounds
@@ -362,8 +367,8 @@ def make_video(args):
         raise ValueError(f"--between at {fps:g} fps: nothing to set between; want 4 or 16 times as many")
     if args.pairs and not rounds:
         raise ValueError(f"--pairs: at {s.fps:g} fps nothing is set between frames; want a larger --fps")
-    if cut := cinema.tokenizer.cut(args.prompt):
-        print(f"the prompt is longer than the text encoder reads; cut off: {cut!r}")
+    for note in cinema.tokenizer.notes(args.prompt):
+        print(note)
 
     def read(path):
         picture, notes = read_picture(path, s.size, s.size)
@@ -385,7 +390,7 @@ def make_video(args):
     if upscale:
         frames = cinema.upscale(frames, upscale)
     n, size = z.shape[2], s.size * args.upscale
-    write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps)
+    write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps, command)
     print(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}")
 
 

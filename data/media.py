@@ -3,9 +3,12 @@
 in       a picture of any size and mode  -> [3, H, W] in [-1, 1]                                        (read_picture)
 out      frames, each uint8 [3, H, W]    -> GIF, WebP, APNG, PNG contact sheet, folder of PNGs, mp4     (write_video)
 """
+import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from contextlib import suppress
@@ -17,14 +20,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from sd21.command import fps, natural, one_line, positive_int, run
+from sd21.command import ArgumentParser, fps, natural, one_line, positive_int, run
 from sd21.files import atomic_write
 
 ENDINGS = (".gif", ".webp", ".apng", ".png", ".mp4", "")            # .png: a contact sheet; none: a folder of frames
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")      # for others, Pillow may run a program (EPS: gs)
 MARK = "written by MicroCinema"     # in the metadata of all files that we write: the next run may replace only these
-SIGNED = {"comment": MARK, "exif": Image.Exif()}                    # options of Pillow's save(): GIF; PNG and WebP
-SIGNED["exif"][0x0131] = MARK                                       # the tag "Software"
+
+
+def signed(words=()):
+    """Options of Pillow's save() that put MARK into a file, and the words of the command that made it, as JSON: all of
+    them ASCII, as GIF's comments and EXIF want it."""
+    exif = Image.Exif()
+    exif[0x0131] = f"{MARK} {json.dumps([*words])}"                 # the tag "Software": for PNG and WebP
+    return {"comment": exif[0x0131], "exif": exif}
+
+
+SIGNED = signed()
 
 
 def from_pixels(pixels):
@@ -123,10 +135,25 @@ def check_output(path, endings=ENDINGS, inputs=()):
         raise OSError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_video(frames, path, fps=2.0):
+def command_of(path):
+    """The command that made a video. Raises ValueError if the file does not tell it."""
+    path = min(path.glob("*.png"), default=path) if path.is_dir() else path
+    if path.suffix.lower() == ".mp4":
+        text = path.read_bytes().decode("latin-1")
+    else:
+        with open_picture(path) as image:
+            text = f"{image.info.get('comment', b'').decode('latin-1')} {image.getexif().get(0x0131)}"
+    _, mark, words = text.partition(f"{MARK} ")
+    words = json.JSONDecoder().raw_decode(words)[0] if mark else []
+    if not words:
+        raise ValueError(f"{path}: does not tell the command that made it")
+    return shlex.join(["python", "microcinema.py", *words])
+
+
+def write_video(frames, path, fps=2.0, words=()):
     """Writes uint8 [3, n, H, W], or an iterator of n frames [3, H, W], in the format of path's ending; returns path.
-    GIF and WebP store equal neighbours as one long frame. Raises ValueError or OSError."""
-    path = Path(path)
+    GIF and WebP store equal neighbours as one long frame. words: see `signed`. Raises ValueError or OSError."""
+    path, signature = Path(path), signed(words)
     check_output(path)
     with tempfile.TemporaryFile(dir=path.parent) as spool, atomic_write(path) as part:           # frames wait on disk
         shape = None
@@ -154,13 +181,13 @@ def write_video(frames, path, fps=2.0):
                 palette = column.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
                 pictures = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
             next(pictures).save(part, save_all=True, append_images=list(pictures), duration=durations, loop=0,
-                                quality=92, **SIGNED)       # of a WebP; above 92 files grow, but hardly improve
+                                quality=92, **signature)    # of a WebP; above 92 files grow, but hardly improve
         elif kind == ".png":
-            contact_sheet(frames).save(part, **SIGNED)
+            contact_sheet(frames).save(part, **signature)
         elif kind == ".mp4":
             command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}",
                        "-r", str(fps), "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2",        # yuv420p: even sizes
-                       "-pix_fmt", "yuv420p", "-metadata", f"comment={MARK}",
+                       "-pix_fmt", "yuv420p", "-metadata", f"comment={signature['comment']}",
                        str(part.absolute())]                          # so that "a:" is no protocol
             spool.seek(0)
             done = subprocess.run(command, stdin=spool, capture_output=True)
@@ -170,7 +197,7 @@ def write_video(frames, path, fps=2.0):
         else:
             part.mkdir()
             for i, picture in enumerate(pictures):
-                picture.save(part / f"frame_{i:03d}.png", **SIGNED)
+                picture.save(part / f"frame_{i:03d}.png", **signature)
     return path
 
 
@@ -213,3 +240,14 @@ def sheet_command(dataset_class, parser, argv, rows, out):
         for reason, names in dataset.skipped.items():
             print(f"skipped, {reason}: {', '.join(names)}")
     return run(parser.prog, lambda: draw(**vars(parser.parse_args(argv))))
+
+
+def main(argv=None):
+    """The command: prints the command that made a video. Returns the exit code."""
+    parser = ArgumentParser("python -m data.media", description="Print the command that made a video.")
+    parser.add_argument("file", type=Path, help="a video, contact sheet or folder of frames")
+    return run(parser.prog, lambda: print(command_of(parser.parse_args(argv).file)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -139,6 +139,23 @@ class Tokenizer:
             rest = rest[len(word):].lstrip()
         return ""
 
+    def words(self):
+        """The words that it learned whole, in alphabetical order: symbols that end a word and no longer one."""
+        byte_of = {char: byte for byte, char in SYMBOL.items()}
+        ends = {right for _, right in self.rank}
+        symbols = [a + b.removesuffix(END) for a, b in self.rank if b.endswith(END) and a + b not in ends]
+        return sorted(bytes(byte_of[char] for char in symbol).decode("utf-8", "replace") for symbol in symbols)
+
+    def notes(self, text):
+        """Yields what a user should know about a prompt, in lines."""
+        if cut := self.cut(text):
+            yield f"the prompt is longer than the text encoder reads; cut off: {cut!r}"
+        known = self.words() if self.vocab_size < 49_408 else []        # CLIP's knows parts of nearly all words
+        new = dict.fromkeys(word for word in split_words(clean(text)) if len(word) > 1 and word not in known)
+        if new and known:
+            more = f" and {len(known) - 80} more" if len(known) > 80 else ""
+            yield f"words that its captions never had: {', '.join(new)}; it knows {', '.join(known[:80])}{more}"
+
     def __call__(self, texts):
         """Prompts, or a single one -> ids [b, 77]: start, at most 75 ids, end, zeros."""
         texts = [texts] if isinstance(texts, str) else texts            # otherwise a str gives one row for each letter

@@ -259,7 +259,7 @@ def check_sizes_match(parts, components):
     if parts["tokenizer"].vocab_size != known:
         raise ValueError(f"{components['tokenizer'].place}: the tokenizer has {parts['tokenizer'].vocab_size} tokens, "
                          f"the text encoder {known}; merges.txt is cut short, or another model's")
-    for name in [name for name in ("unet", "video", "tsr") if name in components]:
+    for name in [name for name in ("unet", "video", "tsr") if name in parts]:
         reads = getattr(parts[name], "unet", parts[name]).config.cross_attention_dim
         if reads != width:
             raise ValueError(f"{components[name].place}: the text encoder's vectors are {width} wide, its {name} reads "

@@ -1,5 +1,6 @@
 """Exercises on data/media.py: do pictures and videos survive their files, and do files survive a bad run?"""
 import os
+import shlex
 import shutil
 import struct
 
@@ -308,6 +309,28 @@ def test_only_an_earlier_output_is_replaced(name, clip, tmp_path):
     for frames in (clip, clip[:, :3]):                                       # breaks if a format loses the mark
         media.write_video(frames, path)
         assert media.MARK.encode() in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.apng", "a.png", "a.mp4", "frames"])
+def test_the_command_travels_with_the_file(clip, tmp_path, name, capsys):
+    """Quotes, brackets, another script, and more than the 255 bytes of a GIF's block: does the file tell all of it?"""
+    if name == "a.mp4" and not shutil.which("ffmpeg"):
+        pytest.skip("the program ffmpeg is not on the PATH")
+    words = ["a \"red\" ] ring's \u2600 " + 50 * "word ", "--seed", "3", "--out", name]
+    media.write_video(clip, tmp_path / name, 2, words)
+    assert media.main([str(tmp_path / name)]) == 0
+    command, script, *told = shlex.split(capsys.readouterr().out)
+    assert [command, script] == ["python", "microcinema.py"] and told == words       # breaks if EXIF drops the sun
+
+
+def test_a_file_without_a_command_says_so(clip, tmp_path, capsys):
+    """A video that Python code wrote, and no picture at all: one line, exit code 2."""
+    media.write_video(clip, tmp_path / "a.gif")
+    (tmp_path / "a.txt").write_text("no picture")
+    for name, message in (("a.gif", "does not tell"), ("a.txt", "a.txt")):
+        assert media.main([str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_an_output_never_replaces_an_input(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_unet3d import error, golden
 from test_vae import golden as golden_vae
+from torch import nn
 from torch.testing import assert_close
 
 from data.media import from_pixels
@@ -83,7 +84,7 @@ def test_law_4_a_seed_gives_the_same_key_frame_in_any_batch():
 @pytest.mark.slow
 def test_law_4_a_seed_gives_the_same_video_in_any_batch():
     """The same with fresh noise at every step. Does another seed give another video?"""
-    options = dict(steps=3, frames=3, eta=0.7)
+    options = dict(sampler="ddim", steps=3, frames=3, eta=0.7)
     keys = toy().key_frame([PROMPT, "a blue star turning"], [4, 5], steps=3)
     both = toy().animate([PROMPT, "a blue star turning"], keys, [4, 5], **options)
     assert_close(both[1:], toy().animate(["a blue star turning"], keys[1:], [5], **options), atol=1e-3, rtol=0)
@@ -256,7 +257,7 @@ def test_one_picture_has_nothing_to_interpolate():
 @pytest.mark.slow
 def test_law_4_how_many_pairs_at_once_does_not_matter():
     """Four pairs: one by one, three and one, all at once, with fresh noise at each step. The same frames?"""
-    z, options = torch.randn(1, 4, 5, 16, 16), dict(steps=2, eta=0.5)
+    z, options = torch.randn(1, 4, 5, 16, 16), dict(sampler="ddim", steps=2, eta=0.5)
     one, three, all_four = (toy().interpolate_latents(z, [PROMPT], [7], pairs, **options) for pairs in (1, 3, 4))
     assert_close(one, three, atol=1e-3, rtol=0)
     assert_close(one, all_four, atol=1e-3, rtol=0)
@@ -289,3 +290,30 @@ def test_each_round_is_told_its_rate():
     cinema.interpolate(pictures(0.0, 2.0), [PROMPT], rounds=2, steps=1)
     cinema.interpolate(pictures(0.0, 2.0), [PROMPT], steps=1, fps=5)
     assert said == [f"{rate} fps, {PROMPT}" for rate in (8, 32, 20)]         # breaks if it names the rate it starts at
+
+
+def test_compile_compiles_each_model_once(monkeypatch):
+    """Untrained, one network is the video model and the TSR model. A model without TSR has no third one."""
+    asked = []
+    monkeypatch.setattr("microcinema.compile_for_sampling", asked.append)
+    toy(video=(one := nn.Linear(1, 1)), tsr=one).compile()
+    toy(tsr=None).compile()
+    assert len(asked) == 4 and asked.count(one) == 1                         # breaks if None or a twin is compiled
+
+
+def test_each_stage_samples_by_its_own_settings():
+    """The folder's config files name sampler and steps of each stage; a change from outside reaches all of them."""
+    cinema = load_toy()
+    steps = [s.steps for s in (cinema.image_sampling, cinema.sampling, cinema.tsr_sampling)]
+    assert steps == [20, 10, 8] and {cinema.image_sampling.sampler, cinema.sampling.sampler} == {"dpm++"}
+    seen = []
+    model = lambda z_t, *rest: seen.append(len(z_t)) or 0 * z_t
+    model.down_blocks = cinema.unet.down_blocks
+    toy(unet=model).key_frame([PROMPT])
+    toy(unet=model).key_frame([PROMPT], steps=3)
+    assert len(seen) == 20 + 3                                               # breaks if stage one takes the video's
+
+
+def test_tsr_is_read_only_where_it_is_needed():
+    """Reading it takes a tenth of a second of every command."""
+    assert MicroCinema.load(ROOT / "toy", tsr=False).tsr is None and load_toy().tsr is not None

@@ -249,3 +249,17 @@ def test_heads_must_divide_the_width_and_positions_reach_77():
     for wrong in ({"num_attention_heads": 5}, {"max_position_embeddings": 70}):
         with pytest.raises(ValueError, match="want heads that divide hidden_size 12, and 77 or more positions"):
             TextEncoder(**TINY | wrong)
+
+
+def test_a_tokenizer_names_the_words_that_it_never_learned():
+    """Learned from two captions, it knows their words and no others; "ring" is only the end of "string" there."""
+    tokenizer = Tokenizer(learn_merges(["a red string", "a blue ball"], 1000))
+    assert tokenizer.words() == ["ball", "blue", "red", "string"]            # breaks if ends of words count as words
+    assert not [*tokenizer.notes("A red ball")]
+    note, = tokenizer.notes("a crimson ring, crimson")
+    assert "crimson, ring; it knows ball, blue, red, string" in note         # breaks if crimson is named twice
+
+
+def test_a_prompt_that_is_cut_off_is_a_note():
+    """76 letters: the last does not fit."""
+    assert [*Tokenizer([]).notes("x" * 76)][0].endswith("cut off: '" + "x" * 76 + "'")
