@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 def can_record(model, inputs):
     """Whether a call can be a CUDA graph: on a GPU, not in training, and without hooks, which a graph would skip."""
-    return isinstance(model, nn.Module) and inputs[0].is_cuda and not model.training and not any(
+    sampling = isinstance(model, nn.Module) and not model.training and not torch.is_grad_enabled()
+    return sampling and inputs[0].is_cuda and not any(
         part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
@@ -24,8 +25,9 @@ class Replay:
     def __call__(self, model, *inputs):
         if not can_record(model, inputs):
             return model(*inputs)
-        # A model whose weights moved, or have another dtype now, is recorded again.
-        key = model, next(model.parameters()).data_ptr(), [(x.shape, x.dtype, x.device) for x in inputs]
+        # Recorded again: a model whose weights moved. Tensors of inference mode cannot be written to outside it.
+        key = (model, next(model.parameters()).data_ptr(), torch.is_inference_mode_enabled(),
+               [(x.shape, x.dtype, x.device) for x in inputs])
         if key != self.key:
             self.key, self.graph = key, None
             return model(*inputs)               # the first call compiles, and chooses cuDNN's kernels

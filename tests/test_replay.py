@@ -35,11 +35,13 @@ def test_hooks_and_training_forbid_a_recording():
     class OnGpu:
         is_cuda = True
     model = nn.Sequential(Model()).eval()
-    assert can_record(model, [OnGpu()]) and not can_record(model, [torch.zeros(1)])
-    assert not can_record(lambda x: x, [OnGpu()])                            # not a module: nobody knows what it does
-    assert not can_record(model.train(), [OnGpu()])
-    model.eval()[0].register_forward_hook(lambda *_: None)
-    assert not can_record(model, [OnGpu()])                                  # breaks if only the outermost is asked
+    assert not can_record(model, [OnGpu()])                                  # gradients are wanted
+    with torch.no_grad():
+        assert can_record(model, [OnGpu()]) and not can_record(model, [torch.zeros(1)])
+        assert not can_record(lambda x: x, [OnGpu()])                        # not a module: nobody knows what it does
+        assert not can_record(model.train(), [OnGpu()])
+        model.eval()[0].register_forward_hook(lambda *_: None)
+        assert not can_record(model, [OnGpu()])                              # breaks if only the outermost is asked
 
 
 @needs_gpu
