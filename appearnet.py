@@ -37,8 +37,8 @@ def is_new(name):
 
 
 def group_norm_3d(h_m, groups, eps=1e-5):
-    """Eq. 1: h_bar = (h_m - mu) / sigma, with mu and sigma over (c / groups, n, h, w) of h_m [b, c, n, h, w]."""
-    return group_norm(h_m, groups, eps=eps)
+    """Eq. 1: h_bar = (h_m - mu) / sigma, mu and sigma over (c / groups, n, h, w) of h_m [b, c, n, h, w]."""
+    return group_norm(h_m, groups, eps=eps)                                  # F.group_norm, see sd21/kernels.py
 
 
 def spade(h_bar, gamma_a, beta_a):
@@ -54,14 +54,14 @@ def denormalise(h_m, gamma_a, beta_a, groups):
 def routes(unet, inject):
     """Which feature of AppearNet goes where: [(name in the U-Net, name in AppearNet)] for a row of Table 2.
 
-    Encoder: each ResBlock and attention takes the feature of its own twin. Decoder block i takes the feature that
-    AppearNet has where the U-Net's encoder has the skip that block i reads. AppearNet's middle output is added where
-    the first decoder ResBlock reads; the U-Net's own middle gets nothing (Fig. 2)."""
+    Encoder: each ResBlock and attention takes the feature of its own twin. Decoder block i reads one skip of the
+    U-Net's encoder and takes AppearNet's feature of the same name. AppearNet's middle output is added to the U-Net's
+    middle output, which the first decoder ResBlock reads. Nothing is injected inside the middle (Fig. 2)."""
     resnets = [name for name in unet.channels if name.startswith("down_blocks") and "resnets" in name]
     attentions = [name for name in unet.channels if name.startswith("down_blocks") and "attentions" in name]
     decoder = list(zip(unet.decoder, reversed(unet.skips), strict=True))
     middle = [("mid_block", "mid_block")]
-    to_skips = [(f"{resnet}.skip", f_a) for (resnet, _), f_a in decoder]
+    to_skips = [(f"{resnet}.skip", skip) for (resnet, _), skip in decoder]
     if inject == "concat":
         return []
     if inject == "add_dec":
@@ -69,9 +69,9 @@ def routes(unet, inject):
     if inject == "add_encdec":
         return [(name, name) for name in unet.channels if name in resnets + attentions] + to_skips + middle
     spaded = [(f"{name}.temporal_conv2.norm", name) for name in resnets]
-    spaded += [(f"{resnet}.temporal_conv2.norm", f_a) for (resnet, _), f_a in decoder]
+    spaded += [(f"{resnet}.temporal_conv2.norm", skip) for (resnet, _), skip in decoder]
     added = [(name, name) for name in attentions]
-    added += [(attention, f_a) for (_, attention), f_a in decoder if attention]
+    added += [(attention, skip) for (_, attention), skip in decoder if attention]
     return spaded + added + middle
 
 
@@ -96,15 +96,15 @@ class Spade(nn.Module):
 class AppearNet(Encoder):
     """A trainable copy of the U-Net's encoder and middle, temporal layers included, and a projector for each route.
 
-    `unet` is the U-Net to inject into. AppearNet keeps only its names and channels."""
+    `unet` is the U-Net to inject into: the constructor reads its names and channels, and does not keep it."""
 
     def __init__(self, unet, inject="add_encdec_spade", **config):
         super().__init__(**config)
         self.zero_conv = ZeroConv2d(4, 4, 1)                                 # on latents, before conv_in
         self.routes = routes(unet, inject)
         self.projectors = nn.ModuleDict()
-        for to, f_a in self.routes:
-            c_a = self.channels[f_a]
+        for to, source in self.routes:
+            c_a = self.channels[source]
             if to.endswith(".norm"):
                 c = unet.channels[to.removesuffix(".temporal_conv2.norm")]
                 projector = Spade(c_a, c, self.config.norm_num_groups)
@@ -120,8 +120,8 @@ class AppearNet(Encoder):
         frames = frames.contiguous(memory_format=torch.channels_last)
         _, outputs = self.encode(frames, t, text, n, injections={})
         injections = {}
-        for to, f_a in self.routes:
-            projector, f_a = self.projectors[to.replace(".", "_")], outputs[f_a]
+        for to, source in self.routes:
+            projector, f_a = self.projectors[to.replace(".", "_")], outputs[source]
             injections[to] = projector(f_a, n) if isinstance(projector, Spade) else projector(f_a)
         return injections
 
@@ -155,8 +155,8 @@ class VideoModel(nn.Module):
             self.unet = UNet3D(**config)
             self.appearnet = AppearNet(self.unet, inject, **config)
             for to, _ in self.appearnet.routes:
-                if to.endswith(".norm"):                                     # gamma_a and beta_a replace the scale and
-                    norm = self.unet.get_submodule(to)                       # bias of this norm
+                if to.endswith(".norm"):                                     # gamma_a, beta_a replace scale and bias
+                    norm = self.unet.get_submodule(to)
                     norm.affine, norm.weight, norm.bias = False, None, None
         self.to(memory_format=torch.channels_last)
 

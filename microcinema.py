@@ -7,8 +7,8 @@
     python microcinema.py "..." --between first.png last.png --fps 8     sets frames between pictures of yours
     python microcinema.py "..." --weights mine                           with the parts that train.py wrote to mine/
 
-defines  Sampling, its settings; MicroCinema: key_frame (stage one), animate (stage two), interpolate (stage three);
-      tsr_condition, the condition of stage three; encode_video, pixels to latents
+defines  Sampling, its settings; MicroCinema: key_frame (stage one), animate and interpolate (stage two: video, TSR);
+      tsr_condition, the condition of TSR; encode_video, pixels to latents
 
 Divide and conquer: any text-to-image model draws the key frame (here the U-Net before it was grown to 3D). The video
 model animates it. The same network with other weights sets frames between, once or twice. Any upscaler enlarges them.
@@ -44,7 +44,7 @@ from sd21.vae import AutoencoderKL
 from unet3d import UNet3D, fold, unfold
 from upscaler.network import load_upscaler
 
-COMPONENT_CLASSES = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D,        # by folder
+COMPONENT_CLASSES = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D,        # of each folder
                      "video": VideoModel, "tsr": VideoModel}
 UNTRAINED = ("no trained video weights (--weights): temporal layers and AppearNet are untrained and have no effect; "
              "expect a key frame, and then frames that are separate pictures of the sentence")
@@ -107,7 +107,7 @@ def as_list(prompts, seeds, pictures=None):
 
 
 class MicroCinema:
-    """The parts of a model folder, and the three stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W].
+    """The parts of a model folder and the two stages. Pictures in and out are [b, 3, H, W], videos [b, 3, n, H, W].
     Prompts are b sentences (or one string), seeds b numbers. `changes` are fields of Sampling."""
 
     def __init__(self, tokenizer, text_encoder, vae, unet, video, schedule, sampling=Sampling(), trained=True, tsr=None,
@@ -151,7 +151,7 @@ class MicroCinema:
 
         def f_theta(z_t, t, text):                                           # z_c stays in both passes of the guidance
             z_c = condition.to(z_t.dtype).repeat(len(z_t) // len(condition), 1, 1, 1, 1)
-            return self.replay(model, z_t, t, z_c, text)
+            return self.replay(model, z_t, t, z_c, text)                     # model(...); on a GPU, a recorded call
 
         z_T = appearance_noise(next_noise(), condition, s.lam + s.gamma)     # Sec. 4.2.2
         return self.sample(f_theta, z_T, text, empty, s, next_noise, s.lam * condition, name)
@@ -204,8 +204,8 @@ class MicroCinema:
             name = f"to {rate:g} fps, pairs {i + 1}-{min(i + pairs, len(first))} of {len(first)}"
             z_bar = tsr_condition(first[rows], last[rows], s.frames)
             clip = self.sample_video(self.tsr, z_bar, text[rows], empty[rows], s, seeds[rows], f"{rate:g} fps", name)
-            clip[:, :, 0] = first[rows]                                      # keep the given frame; three new ones
-            clips.append(clip[:, :, :-1])                                    # follow
+            clip[:, :, 0] = first[rows]                                      # the given frame stays as it is
+            clips.append(clip[:, :, :-1])                                    # the next pair begins with the last frame
         clips = unfold(torch.cat(clips), m).flatten(2, 3)                    # [b, 4, (m 4), h, w]
         return torch.cat([clips, z[:, :, -1:]], dim=2)
 
@@ -223,7 +223,7 @@ class MicroCinema:
             compile_for_sampling(model)
 
     def encode_text(self, prompts):
-        """[b, 77, d]"""
+        """The prompts through tokenizer and text encoder: [b, 77, d]."""
         return self.text_encoder(self.tokenizer(prompts).to(next(self.text_encoder.parameters()).device))
 
     @torch.inference_mode()
@@ -298,7 +298,8 @@ class MicroCinema:
 
 def main(argv=None):
     """The command line; see the top of the file."""
-    parser = ArgumentParser("microcinema.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = __doc__.partition("defines")[0]                                  # the examples
+    parser = ArgumentParser("microcinema.py", description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, or_between = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("prompt", help="the sentence c")
     add("--model", type=Path, default=Path(__file__).parent / "toy",

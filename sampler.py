@@ -20,7 +20,7 @@ import torch
 
 
 class NoiseSchedule:
-    """SD2.1's table alpha_bar [1000], float64: betas even in their square roots. Named as in `scheduler_config.json`.
+    """SD2.1's table alpha_bar [1000], float64: sqrt(beta) is evenly spaced. Named as in `scheduler_config.json`.
 
     `prediction_type` names the network's output: "epsilon" (Eq. 5) or "v_prediction" (SD2.1's 768-pixel sibling).
     `rescale_betas_zero_snr` shifts and stretches sqrt(alpha_bar) to end at exactly 0 (Lin et al. 2024). Then z_T holds
@@ -41,7 +41,7 @@ class NoiseSchedule:
         self.to("cpu")
 
     def to(self, device):
-        """Copies the table in float32 (Apple's GPU has no other) for alpha_bar_at. Returns the schedule itself."""
+        """Copies the table in float32 (Apple's GPUs lack float64) for alpha_bar_at. Returns the schedule itself."""
         self.alpha_bar_float32 = self.alpha_bar.to(device, torch.float32)
         return self
 
@@ -68,7 +68,7 @@ class NoiseSchedule:
         return list(zip(ts, ab, ab[1:] + [end], strict=True))
 
     def predict_z0_eps(self, output, z_t, ab):
-        """The network's output -> its prediction of (z_0, eps), the two parts of z_t in Eq. 4. `ab` is alpha_bar[t]."""
+        """The network's output, eps or v = sqrt(ab) eps - sqrt(1 - ab) z_0 -> (z_0, eps) of Eq. 4. ab: alpha_bar[t]."""
         if self.prediction_type == "epsilon":
             return (z_t - (1 - ab) ** 0.5 * output) / ab ** 0.5, output
         return ab ** 0.5 * z_t - (1 - ab) ** 0.5 * output, ab ** 0.5 * output + (1 - ab) ** 0.5 * z_t
@@ -87,7 +87,7 @@ def add_noise(z_0, eps, alpha_bar):
 
 
 def guide(model, scale, text, empty):
-    """Classifier-free guidance (Ho & Salimans 2022): makes a model (z_t, t) -> output of a model that also takes text.
+    """Classifier-free guidance (Ho & Salimans 2022): turns a model of (z_t, t, text) into a function of (z_t, t).
 
     The output is uncond + scale * (cond - uncond), both from one batch. Scale 0 ignores `text` [b, l, d]. Scale 1 is
     the plain conditional model and costs one pass instead of two. `empty` [b, l, d] is the encoded text ""."""
@@ -106,7 +106,7 @@ def ddim(model, z_T, timesteps, schedule, shift=0.0, eta=0.0, noise=None):
 
     `model` maps (z_t, t [b]) to the network's output. At eta = 0 it solves the ODE, and Eq. 3 changes nothing. At
     eta > 0 each step replaces a part of eps, and of its mean `shift` = lam * z_c, by fresh noise() [b, 4, n, h, w]. So
-    the step is DDPM's own on eps - shift, the noise without its mean, and the whole mean is added back."""
+    the step is DDIM's own on eps - shift, the noise without its mean, and the whole mean is added back."""
     z_t = z_T
     for t, ab, ab_next in timesteps:
         z_0, eps = schedule.predict_z0_eps(model(z_t, torch.full((len(z_t),), t, device=z_t.device)), z_t, ab)

@@ -9,7 +9,7 @@ its 16 spatial transformers. An attribute's name is its tensor's name in SD2.1's
 that the paper adds has `temporal` in its name. With `temporal=False` it is SD2.1's own image model.
 
 our reading
-      - "zero-initialize all" (Sec. 3.1): we zero the last map of each temporal branch. With all maps at zero, queries,
+      - "zero-initialize all" (Sec. 3.1): we zero the last layer of each temporal branch. With all at zero, queries,
         keys, values and output would have no gradient: each one waits for the others.
       - SD's own norms see one frame at a time, the new norms a whole clip. So the fresh 3D network equals the 2D
         network on every frame.
@@ -55,7 +55,7 @@ class UNetConfig:
 def fold(z):
     """Clips to a batch of frames for a 2D layer: [b, c, n, h, w] -> [(b n), c, h, w].
 
-    Not a reshape: frames have to come before channels first. In channels-last memory, which we use throughout, both
+    Not a bare reshape, which would mix channels with frames. In channels-last memory, which we use throughout, both
     orders are the same memory (b, n, h, w, c), so nothing is copied."""
     return z.transpose(1, 2).flatten(0, 1)
 
@@ -119,7 +119,7 @@ class TemporalAttention(nn.Module):
         clip = unfold(h, n)                                                  # [b, c, n, h, w]
         x = self.norm(clip).flatten(3).permute(0, 3, 2, 1).contiguous()      # [b, (h w), n, c]
         position = sinusoids(torch.arange(n, device=h.device), x.shape[-1]).to(h.dtype)
-        x = self.proj_in(x) + computed_once(position)
+        x = self.proj_in(x) + computed_once(position)                        # the table itself: sd21/kernels.py
         x = x + self.attn1(self.norm1(x))
         x = x + self.ff(self.norm2(x))
         x = self.proj_out(x).unflatten(1, h.shape[2:])                       # [b, h, w, n, c]
@@ -258,7 +258,7 @@ class Encoder(nn.Module):
         self.channels["mid_block"] = c[-1]
 
     def encode(self, frames, t, text, n, injections):
-        """frames [(b n), 4, h, w] -> (emb [(b n), d], {name: output [(b n), c, h, w]} of every part).
+        """frames [(b n), 4, h, w] -> (emb [(b n), d_emb], {name: output [(b n), c, h, w]} of every part).
 
         `injections` holds, by name, what AppearNet sends: see UNet3D."""
         emb = self.time_embedding(t).repeat_interleave(n, dim=0)
@@ -291,19 +291,19 @@ class UNet3D(Encoder):
     def __init__(self, **config):
         super().__init__(**config)
         config, last = self.config, len(self.down_blocks) - 1
-        h, c_skip = self.channels["mid_block"], [self.channels[name] for name in self.skips]
+        c_h, c_skip = self.channels["mid_block"], [self.channels[name] for name in self.skips]
         self.up_blocks, self.decoder = nn.ModuleList(), []
         for i in range(last + 1):
-            c, heads, channels = config.block_out_channels[last - i], config.heads(last - i), []
-            for j in range(config.layers_per_block + 1):                     # one more than in the encoder, since
-                channels.append((h + c_skip.pop(), c))                       # conv_in and downsamplers leave skips too
-                h = c
+            c, heads, pairs = config.block_out_channels[last - i], config.heads(last - i), []
+            for j in range(config.layers_per_block + 1):                     # + 1: conv_in and downsamplers leave skips
+                pairs.append((c_h + c_skip.pop(), c))
+                c_h = c
                 names = (f"up_blocks.{i}.resnets.{j}", f"up_blocks.{i}.attentions.{j}" if heads else None)
                 self.decoder.append(names)
                 self.channels |= {name: c for name in names if name}
-            self.up_blocks.append(Block(channels, heads, config, upsample=i != last))
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, h)
-        self.conv_out = nn.Conv2d(h, 4, 3, padding=1)
+            self.up_blocks.append(Block(pairs, heads, config, upsample=i != last))
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, c_h)
+        self.conv_out = nn.Conv2d(c_h, 4, 3, padding=1)
         self.temporal_conv_out = TemporalConv(4, groups=None) if config.temporal else NoTemporal()
         self.to(memory_format=torch.channels_last)
 

@@ -80,7 +80,7 @@ def start(args):
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"{file}: {error}; mend it first") from None
         if e.id in started or own != cut(project_source(e.file), e.function)[1]:
-            print(f"{e.id}: {e.function} in {file} stays as it is, it was started or changed before")
+            print(f"{e.id}: {e.function} in {file} was started or changed before, and stays as it is")
             continue
         with atomic_write(file) as part:
             part.write_text(blank(text, e), encoding="utf-8")

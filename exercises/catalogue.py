@@ -102,7 +102,7 @@ def certify(exercise, text):
     except AssertionError as error:
         return f"{exercise.source if exercise.source.startswith('Eq.') else exercise.function}: {error}"
     except NotImplementedError as error:
-        return f"still blank: {error}"
+        return f"still blank. {str(error).partition(': ')[2] or error}"
     except (Exception, SystemExit) as error:                                 # anything may go wrong in an answer
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "answer"]
         lines += [error.lineno] if isinstance(error, SyntaxError) else []

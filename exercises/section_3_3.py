@@ -39,10 +39,12 @@ def schedule(sampler):
 def eq3(sampler):
     """The part of z_c, then the part of eps_n: it is not renormalised."""
     z_c, eps_n = normal(2, 4, 1, 5, 6), normal(2, 4, 3, 5, 6, seed=2)
-    mean = sampler.appearance_noise(0 * eps_n, z_c, 0.3)
+    given, mean = eps_n.clone(), sampler.appearance_noise(0 * eps_n, z_c, 0.3)
     assert not mean.allclose(z_c.expand_as(mean)), "lam multiplies z_c, not eps_n"
     close(sampler.appearance_noise(eps_n, 0 * z_c, 0.3), eps_n, "eps_n comes in whole: no renormalisation, no mix")
     close(mean, 0.3 * torch.cat([z_c] * 3, 2), "the mean of every frame is lam z_c, pixel by pixel")
+    sampler.appearance_noise(eps_n, z_c, 0.3)
+    assert eps_n.equal(given), "return a new tensor: the caller's eps_n has to stay as it is"
 
 
 @exercise("3.3", "Eq. 4", "sampler.py", "add_noise", 1, 5, "z_t from z_0 and eps.",
@@ -116,7 +118,7 @@ def check_round_trip(solver):
     for steps in (1, 2, 10):
         timesteps = SCHEDULE.timesteps(steps)
         z_T = timesteps[0][1] ** 0.5 * z_0 + (1 - timesteps[0][1]) ** 0.5 * eps
-        states = list(solver(lambda z, t: asked.append(t.tolist()) or eps, z_T, timesteps, SCHEDULE))
+        states = list(solver(lambda z, t: asked.append(torch.as_tensor(t).tolist()) or eps, z_T, timesteps, SCHEDULE))
         assert len(states) == steps, "yield z_t after each step, z_0 last"
         close(states[-1], z_0, f"a model that knows eps must give z_0 back, in {steps} steps too; each step goes to "
               "alpha_bar at the next t")
@@ -142,7 +144,7 @@ def ddim(sampler):
     one_step = lambda eps, fresh: last(sampler.ddim(lambda z, t: eps * ONE, 0 * ONE, step, SCHEDULE, 0.0, 0.5,
                                                     lambda: fresh * ONE)).item()
     sigma, want = one_step(0, 1), 0.5 * ((1 - ab_next) / (1 - ab) * (1 - ab / ab_next)) ** 0.5
-    assert abs(sigma - want) < 1e-6, "sigma is eta times the root of DDPM's variance"
+    assert abs(sigma - want) < 1e-6, "at eta > 0 add sigma * noise(); sigma is eta times the root of DDPM's variance"
     kept = one_step(1, 0) + ab_next ** 0.5 * ((1 - ab) / ab) ** 0.5          # z_t = 0 and eps = 1 make z_0 negative
     assert abs(kept ** 2 + sigma ** 2 - (1 - ab_next)) < 1e-6, (
         "kept and fresh noise have the variance 1 - ab_next together: take sigma^2 off the kept part")

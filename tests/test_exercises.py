@@ -116,7 +116,7 @@ WRONG = {
         ("the first temporal layer", "{name}.temporal_conv2.norm", "{name}.temporal_conv1.norm",
          "second temporal layer"),
         ("nothing for the decoder's attentions",
-         "added += [(attention, f_a) for (_, attention), f_a in decoder if attention]", "pass",
+         "added += [(attention, skip) for (_, attention), skip in decoder if attention]", "pass",
          "after the decoder's attentions")],
     "grow": [
         ("new layers are never initialised", "module.reset_parameters()", "pass", "new layers"),
@@ -259,7 +259,7 @@ def test_the_projects_own_function_is_right(exercise):
 def test_a_blank_is_not_right(exercise):
     """And the message says that it is blank."""
     message = certify(exercise, blank(project_source(exercise.file), exercise))
-    assert message == f"still blank: {exercise.id}: {exercise.task}"         # breaks if the function is never called
+    assert message == f"still blank. {exercise.task}"         # breaks if the function is never called
 
 
 @pytest.mark.slow
@@ -480,4 +480,4 @@ def test_the_copy_runs(folder):
 def test_the_command_checks_in_a_process_of_its_own(folder):
     """As a student types it."""
     done = subprocess_of("-m", "exercises", "check", "eq2", "--in", folder)
-    assert (done.returncode, done.stdout) == (1, f"eq2: still blank: eq2: {EXERCISES['eq2'].task}\n")
+    assert (done.returncode, done.stdout) == (1, f"eq2: still blank. {EXERCISES['eq2'].task}\n")

@@ -71,8 +71,8 @@ def test_every_function_that_a_page_names_exists(page):
 
 @every_page
 def test_every_file_that_a_page_names_exists(page):
-    """`sampler.py`, `sd21/layers.py`. Copies in my_work are made by the reader."""
-    files = re.findall(r"`((?!my_work)[\w/]+\.(?:py|md))[:`]", prose(page))
+    """`sampler.py`, `sd21/layers.py`. Copies in first_hour are made by the reader."""
+    files = re.findall(r"`((?!first_hour)[\w/]+\.(?:py|md))[:`]", prose(page))
     assert [file for file in files if not (DOCS.parent / file).is_file()] == []
 
 
