@@ -37,7 +37,7 @@ from appearnet import VideoModel
 from data.media import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, NoiseSchedule, appearance_noise, guide
 from sd21 import weights
-from sd21.command import ArgumentParser, add_options, device, option, positive_int, run
+from sd21.command import ArgumentParser, add_options, device, one_line, option, positive_int, run
 from sd21.replay import Replay, compile_for_sampling
 from sd21.text import TextEncoder, Tokenizer, with_fps
 from sd21.vae import AutoencoderKL
@@ -65,8 +65,8 @@ class Sampling:
     spacing: str = option("trailing", "of the steps t: from 999, or SD2.1's from 981", choices=("trailing", "leading"))
 
     def __post_init__(self):
-        if self.frames < 1:
-            raise ValueError(f"{self.frames} frames: want 1 or more")
+        if not 1 <= self.frames < 2**16:
+            raise ValueError(f"{self.frames} frames: want 1 to 65535")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler '{self.sampler}': want {' or '.join(SAMPLERS)}")
         if not all(map(math.isfinite, (self.guidance, self.lam, self.gamma))):
@@ -259,7 +259,7 @@ class MicroCinema:
         """The model's Sampling (or another) with these changes (None: unchanged). ValueError if it is impossible."""
         s = replace(sampling or self.sampling, **{key: value for key, value in changes.items() if value is not None})
         multiple = self.vae.factor * 2 ** (len(self.unet.down_blocks) - 1)
-        if s.size < multiple or s.size % multiple:
+        if not 0 < s.size < 2**16 or s.size % multiple:
             raise ValueError(f"size {s.size}: want a multiple of {multiple} pixels (autoencoder x U-Net levels)")
         self.schedule.timesteps(s.steps, s.spacing)                          # raises ValueError
         return s
@@ -392,7 +392,7 @@ def make_video(args, command):
         frames = cinema.upscale(frames, upscale)
     n, size = z.shape[2], s.size * args.upscale
     write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps, command)
-    print(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}")
+    print(one_line(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}"))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class NoiseSchedule:
             raise ValueError("zero terminal SNR needs v_prediction: at alpha_bar = 0, z_0 = (z_t - eps) / 0")
         betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float64) ** 2
         self.alpha_bar = (1 - betas).cumprod(0)
+        if not self.alpha_bar[-1] > 0:
+            raise ValueError(f"alpha_bar ends at {self.alpha_bar[-1]:g}: want smaller betas")
         if rescale_betas_zero_snr:
             root = self.alpha_bar.sqrt()
             self.alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2

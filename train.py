@@ -74,7 +74,7 @@ def make_batch(z_0, ids, empty_ids, drop_text, steps, random):
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """The choices of every stage that Eq. 5 trains."""
+    """The choices of every stage that Eq. 5 trains. option(default, help, check) is a field and a command option."""
     model: Path = option(Path(__file__).parent / "toy", "model folder, or SD2.1's single file, to begin with (toy)",
                          existing_path)
     weighting: str = option("epsilon", "Eq. 5 as it is, or v: divided by alpha_bar", choices=("epsilon", "v"))
@@ -129,7 +129,7 @@ def train_tsr(run, clips, recipe):
 
 
 def train_motion(run, clips, recipe, model, config, schedule_place, condition_of):
-    """Eq. 5 on clips. condition_of(z_0) is the condition of AppearNet and the noise prior."""
+    """Eq. 5 on clips, with condition_of(z_0) as z^c. `run` holds the device, the output folder and the stage."""
     config["sampling"] = config["sampling"] | {"lam": recipe.lam}
     schedule = prepare.schedule_for_eq_5(schedule_place, run.device)
     vae, text_encoder, tokenizer = prepare.frozen_parts(run, recipe.model, recipe.merges)
@@ -143,8 +143,8 @@ def train_motion(run, clips, recipe, model, config, schedule_place, condition_of
             text = text_encoder(ids)
         return loss(f_theta, z_0, condition_of(z_0), text, t, eps_n, schedule, recipe.lam, recipe.weighting)
 
-    def sample(held_out):                                                    # three rows of truth and model, 15 steps:
-        z_0 = held_out.rows(torch.arange(min(3, len(held_out))), run.device)             # enough to see, in seconds
+    def sample(held_out):                                                    # truth above model: three clips, 15 steps
+        z_0 = held_out.rows(torch.arange(min(3, len(held_out))), run.device)
         captions = held_out.captions[:len(z_0)]
         text, empty = cinema.encode_text(captions), cinema.encode_text([""] * len(z_0))
         z = cinema.sample_video(model, condition_of(z_0), text, empty, replace(sampling, steps=15), range(len(z_0)),
@@ -160,7 +160,7 @@ def train_motion(run, clips, recipe, model, config, schedule_place, condition_of
 
 STAGES = {"video": (train_video, {}), "tsr": (train_tsr, {"without": ("frames", "inject")}),
           "latents": (prepare.write_latents, {"only": ("out", "model", "data", "clips", "frames", "fps", "size", "seed",
-                                                       "batch", "device", "bf16")})}
+                                                       "augment", "batch", "device", "bf16")})}
 
 
 def parse(argv=None):

@@ -31,8 +31,8 @@ def change(frames):
 
 
 def motion(clip, fps, size=64):
-    """The `change` of a whole Clip, read at `fps`."""
-    times = np.arange(0, clip.seconds - 1e-3, 1 / fps)              # at the very end, no frame is shown any more
+    """The `change` of a whole Clip, read at `fps`; of its first ten minutes, if it is longer."""
+    times = np.arange(0, min(clip.seconds - 1e-3, 600), 1 / fps)    # at the very end, no frame is shown any more
     return change(read_clip(clip.path, times, size, clip.fps))
 
 
@@ -73,9 +73,9 @@ def filter_clips(args):
         raise ValueError("the text-image score takes both --clip FILE and --merges FILE")
     folder = args.folder.parent if args.folder.is_file() else args.folder
     out = args.out or folder / "metadata.filtered.jsonl"
+    check_output(out, [".jsonl"], [args.folder, args.clip, args.merges, folder / "metadata.jsonl"])
     if out.resolve().parent not in (folder.resolve(), *folder.resolve().parents):    # it names only files below it
         raise ValueError(f"{out}: want a file in the clips' folder or in one around it")
-    check_output(out, [".jsonl"], [args.folder, args.clip, args.merges])
     score = ClipScore(args.clip, args.merges) if args.clip else None
     dataset = FolderSet(args.folder, 1, frames=2, fps=args.fps)
     print(dataset.summary())
@@ -84,7 +84,8 @@ def filter_clips(args):
     rows = []
     for clip in tqdm(dataset.clips + dataset.spared, desc="measuring", mininterval=2):
         try:
-            row = {"file_name": os.path.relpath(clip.path, out.parent), "text": clip.caption, "note": MARK}
+            text = clip.captions if len(clip.captions) > 1 else clip.caption
+            row = {"file_name": os.path.relpath(clip.path, out.parent), "text": text, "note": MARK}
             row |= {"fps": clip.fps} if clip.path.is_dir() else {}
             row["motion"] = round(motion(clip, args.fps), 6)
             if score:

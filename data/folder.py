@@ -1,7 +1,8 @@
 """Folders of real clips: Sec. 4 "Datasets", with a set of one's own instead of WebVid-10M.
 
 in       GIF, WebP, APNG, stills or folders of pictures; with the program ffmpeg mp4, webm, mkv, mov, avi. Captions in
-         metadata.jsonl or .csv (file_name, text; or WebVid's videoid, page_dir, name), or in a .txt beside each clip
+         metadata.jsonl or .csv (file_name, text; or WebVid's videoid, page_dir, name), or in a .txt beside each clip.
+         Several for a clip, in rows, in a list or in lines of the .txt, are used in turn, window by window
 out      FolderSet[i] -> {"frames": uint8 [3, n, H, W], "caption": str, "name": str}, like a ToySet
 our reading  Frames are read by time, not by index, since frames of real files differ in duration. Clips that cannot be
              used are skipped and named, not replaced by black frames. `python -m data.folder my_clips` shows the rest.
@@ -14,13 +15,14 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError
-from collections import defaultdict, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data import augment as augmentation
 from data.media import centre, open_picture, sheet_command
 from sd21.command import ArgumentParser, one_line, positive_float
 from sd21.text import with_fps
@@ -31,15 +33,16 @@ PICTURES = (".png", ".webp", *STILLS)                               # in a folde
 HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")                          # such as ._a.txt of macOS
 UTF_8 = {"encoding": "utf-8-sig", "errors": "surrogateescape"}      # other bytes become surrogates: see FolderSet
 FOLDER_FPS = 24.0                   # for folders of pictures, unless the metadata has "fps"
-Clip = namedtuple("Clip", "path caption seconds fps")               # fps: of its pictures, if it is a folder
+# fps: of its pictures, if it is a folder. caption: the first of its captions, for programs that want only one.
+Clip = namedtuple("Clip", "path caption seconds fps captions", defaults=[()])
 
 
 def _read_rows(file):
     """Yields the rows of a metadata file as dicts. Raises ValueError, for JSON with the number of the bad line."""
     lines = file.read_text(**UTF_8).strip().split("\n")             # splitlines() would also split at U+2028
     try:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(line + "\n" for line in lines)        # captions may contain line breaks
+        if file.suffix.lower() == ".csv":                           # strict: a quote that never ends is an error
+            yield from csv.DictReader((line + "\n" for line in lines), strict=True)  # captions may contain line breaks
             return
         for number, line in enumerate(lines, 1):
             yield dict(json.loads(line.strip() or "{}"))            # read_captions skips empty rows
@@ -50,8 +53,8 @@ def _read_rows(file):
 
 
 def read_captions(folder):
-    """{path of a clip: {"text": its first caption or "", "fps": its rate, for folders of pictures, "count": number of
-    captions}}, for all clips named. `folder` may also be a metadata file. Raises ValueError in one line."""
+    """{path of a clip: {"text": its first caption or "", "texts": all of them, "fps": its rate, for folders of
+    pictures}}, for all clips named. `folder` may also be a metadata file. Raises ValueError in one line."""
     files = [file for file in (folder, folder / "metadata.jsonl", folder / "metadata.csv") if file.is_file()]
     captions = {}
     if len(files) == 2:
@@ -68,7 +71,7 @@ def read_captions(folder):
                 lines = [line.strip() for line in text.read_text(**UTF_8).strip().split("\n")]
             except OSError:                                         # such as a lack of permission: see FolderSet
                 lines = [None]
-            captions[clip] = {"text": lines[0], "fps": FOLDER_FPS, "count": len(lines)}
+            captions[clip] = {"text": lines[0], "texts": lines, "fps": FOLDER_FPS}
         return captions
     for row in (row for row in _read_rows(files[0]) if any(row.values())):
         if None in row:                                             # csv.DictReader's key of cells without a column
@@ -82,8 +85,9 @@ def read_captions(folder):
             rate = positive_float(row.get("fps") or FOLDER_FPS)
         except (ArgumentTypeError, TypeError):
             raise ValueError(f"{files[0]}: fps {row['fps']!r} of {path.name} is not a number above 0") from None
-        text = text.strip() if isinstance(text := row.get("text") or "", str) else text
-        captions.setdefault(path, {"text": text, "fps": rate, "count": 0})["count"] += 1
+        texts = row["text"] if isinstance(row.get("text"), list) else [row.get("text") or ""]
+        texts = [text.strip() if isinstance(text, str) else text for text in texts] or [""]
+        captions.setdefault(path, {"text": texts[0], "texts": [], "fps": rate})["texts"] += texts
     return captions
 
 
@@ -172,10 +176,14 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
 class FolderSet(torch.utils.data.Dataset):
     """`count` windows of `frames` frames at `fps`, each at a random time of a clip; item i is always the same window.
     held_out: True takes every tenth clip of the captions, False all others; with fewer than ten clips, or if no tenth
-    one is usable, both take all. windows: frame rates, as in ToySet. Raises ValueError if no clip is usable. `clips`
-    and `spared` are the usable clips on this side of the split and on the other; `skipped` is {reason: names}."""
-    def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
-        self.count, self.frames, self.size, self.seed, self.windows = count, frames, size, seed, windows
+    one is usable, both take all. windows: frame rates, as in ToySet. augment: names from data/augment.py. Raises
+    ValueError if no clip is usable. `clips` and `spared` are the usable clips on this side of the split and on the
+    other; `skipped` is {reason: names}."""
+    def __init__(self, folder, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=(), augment=()):
+        if windows and "rate" in augment:
+            raise ValueError("augment rate: the captions of these windows (stage tsr) name their rate; leave it out")
+        self.count, self.frames, self.size, self.seed = count, frames, size, seed
+        self.windows, self.augment = windows, augment
         self.rates, self.clips, self.spared, self.skipped = windows or (fps,), [], [], defaultdict(list)
         folder = Path(folder)
         if not folder.exists():
@@ -183,21 +191,20 @@ class FolderSet(torch.utils.data.Dataset):
         captions, shortest = read_captions(folder), (frames - 1) / min(self.rates)
         root = (folder.parent if folder.is_file() else folder).resolve()
         for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", delay=2)):
-            if row["count"] > 1:
-                self.skipped["all captions but the first"].append(one_line(path.name))
+            texts = [text for text in row["texts"] if text != ""]
             try:
                 links = [picture for picture in _pictures_of(path) if picture.is_symlink()]
                 if not all(file.resolve().is_relative_to(root) for file in (path, *links)):
                     raise ValueError("leads outside the folder of the set")
-                if row["text"] == "":
+                if not texts:
                     raise ValueError("has no caption")
-                if not isinstance(row["text"], str) or re.search("[\ud800-\udfff]", row["text"]):
+                if not all(isinstance(text, str) and not re.search("[\0\ud800-\udfff]", text) for text in texts):
                     raise ValueError("has a caption that cannot be read as text in UTF-8")
                 seconds = clip_seconds(path, row["fps"])
                 if seconds <= shortest:
                     raise ValueError(f"is too short: want more than {shortest:g} s")
                 clips = self.clips if (number % 10 == 9) == held_out else self.spared
-                clips.append(Clip(path, row["text"], seconds, row["fps"]))
+                clips.append(Clip(path, texts[0], seconds, row["fps"], texts))
             except (ValueError, OSError) as error:
                 self.skipped[one_line(error)].append(one_line(path.name))
         if held_out and not self.clips:
@@ -219,6 +226,8 @@ class FolderSet(torch.utils.data.Dataset):
             parts = [f"{len(lengths)} clips with {len(set(self.captions()))} captions, {lengths[0]:.1f} to "
                      f"{lengths[-1]:.1f} s long, half of them under {lengths[len(lengths) // 2]:.1f} s",
                      f"{len(self.spared)} more held out" if self.spared else "too few to hold some out"]
+        counts = Counter(len(clip.captions) for clip in self.clips if len(clip.captions) > 1)
+        parts += [f"{clips} clips have {count} captions" for count, clips in sorted(counts.items())]
         for reason, names in self.skipped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             parts.append(f"skipped {len(names)}: {reason} ({', '.join(names[:3])}{more})")
@@ -231,12 +240,17 @@ class FolderSet(torch.utils.data.Dataset):
         if not 0 <= i < self.count:
             raise IndexError(i)
         rate, place = self.rates[i % len(self.rates)], np.random.default_rng([self.seed, i]).uniform()
+        random = np.random.default_rng([self.seed, i, 1])           # of the augmentation
         for k in range(len(self.clips)):                            # clip i, or the next one that can still be read
             clip = self.clips[(i + k) % len(self.clips)]
-            start = place * (clip.seconds - (self.frames - 1) / rate)
+            pace = augmentation.rate(rate, (self.frames - 1) / clip.seconds, random) if "rate" in self.augment else rate
+            start = place * (clip.seconds - (self.frames - 1) / pace)
             try:
-                frames = read_clip(clip.path, start + np.arange(self.frames) / rate, self.size, clip.fps)
-                caption = with_fps(clip.caption, rate) if self.windows else clip.caption
+                frames = read_clip(clip.path, start + np.arange(self.frames) / pace, self.size, clip.fps)
+                for name in [name for name in self.augment if name in augmentation.CHANGES]:
+                    frames = augmentation.CHANGES[name](frames, random)
+                caption = clip.captions[(i // len(self.clips)) % len(clip.captions)]
+                caption = with_fps(caption, rate) if self.windows else caption
                 return {"frames": torch.tensor(frames).permute(3, 0, 1, 2).contiguous(), "caption": caption,
                         "name": one_line(clip.path.name)}
             except (ValueError, OSError) as error:
@@ -244,14 +258,15 @@ class FolderSet(torch.utils.data.Dataset):
         raise ValueError("none of the clips can be read any more")
 
     def captions(self):
-        """The captions of all clips. The tokenizer learns its merges from them."""
-        return [clip.caption for clip in self.clips]
+        """All captions of all clips. The tokenizer learns its merges from them."""
+        return [caption for clip in self.clips for caption in clip.captions]
 
 
 def main(argv=None):
     """The command line; see the top of the file. Returns the exit code."""
     parser = ArgumentParser("python -m data.folder", description="Look at a folder of clips as training will see it.")
     parser.add_argument("folder", type=Path, help="folder of clips with captions, or its metadata file")
+    parser.add_argument("--augment", type=augmentation.names, default=(), help="as in training; default none")
     return sheet_command(FolderSet, parser, argv, rows="--rows", out="clips.png")
 
 

@@ -98,12 +98,19 @@ def read(folder, cache_key):
         for file in sorted(folder.glob(f"{name}-*.safetensors")):
             try:
                 with safe_open(file, framework="pt") as shard:
-                    z.append(shard.get_tensor("z_0"))               # mapped: the disk is read when a row is used
-                    captions += json.loads(shard.metadata()["captions"])
-                    names += json.loads(shard.metadata()["names"])
-            except (SafetensorError, KeyError, TypeError) as error:
+                    rows = shard.get_tensor("z_0")                  # mapped: the disk is read when a row is used
+                    texts, ids = (json.loads(shard.metadata()[key]) for key in ("captions", "names"))
+                lists = all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in (texts, ids))
+                if not (lists and len(texts) == len(ids) == len(rows) and rows.is_floating_point() and rows.dim() == 5
+                        and rows.shape[1] == 4 and rows.shape[2] == content.get("frames", rows.shape[2])):
+                    raise ValueError("its tensor, captions and names do not fit together")
+            except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"{file}: not a shard of latents ({error})") from None
-        if len(names) != (count := content.get("clips", {}).get(name)):
+            z.append(rows)
+            captions += texts
+            names += ids
+        count = counts.get(name) if isinstance(counts := content.get("clips"), dict) else None
+        if len(names) != count:
             raise ValueError(f"{folder}: has {len(names)} of {count} clips for {name}; a shard is missing")
         sets.append(Latents(z, captions, names))
     return sets

@@ -25,6 +25,7 @@ from sd21.files import atomic_write
 
 ENDINGS = (".gif", ".webp", ".apng", ".png", ".mp4", "")            # .png: a contact sheet; none: a folder of frames
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")      # for others, Pillow may run a program (EPS: gs)
+warnings.filterwarnings("ignore", module="PIL")                     # of odd pictures: our errors are one line
 MARK = "written by MicroCinema"     # in the metadata of all files that we write: the next run may replace only these
 
 
@@ -70,7 +71,7 @@ def read_picture(path, height, width):
     Raises ValueError, in one line."""
     path = Path(path)
     try:                                                            # large pictures only warn, huge ones raise
-        with warnings.catch_warnings(action="ignore"), open_picture(path) as image:
+        with open_picture(path) as image:
             image.load()
             what = f"{one_line(path.name)}: {image.width}x{image.height} {image.mode}"
             picture, notes = centre(image, height, width)
@@ -115,6 +116,8 @@ def check_output(path, endings=ENDINGS, inputs=()):
     """Raises now the ValueError or OSError that write_video(path) would raise after the long computation. Also if the
     output would replace one of `inputs` (paths or None), or a file that this program did not write."""
     path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: is a link to a file that is not there; name another output")
     kind, where = path.suffix.lower(), path.resolve()
     if kind not in endings:
         raise ValueError(f"{path}: unknown ending {kind!r}; want {', '.join(end or 'none' for end in endings)}")
@@ -127,7 +130,8 @@ def check_output(path, endings=ENDINGS, inputs=()):
         if not (path.is_file() if kind else path.is_dir()):
             raise ValueError(f"{path}: is {'a folder' if kind else 'a file'} or a device; name a new one")
         for file in [path] if kind else path.iterdir():
-            if not (kind or file.match("frame_*.png")) or MARK.encode() not in file.read_bytes():
+            named = kind or file.match("frame_*.png")
+            if not (named and file.is_file() and MARK.encode() in file.read_bytes()):
                 raise ValueError(f"{file}: is not an output of this command; move it away or name another output")
     try:                                                            # only a trial shows all reasons why it may fail
         tempfile.TemporaryDirectory(prefix=f".{path.name}", dir=path.parent).cleanup()
@@ -138,16 +142,20 @@ def check_output(path, endings=ENDINGS, inputs=()):
 def command_of(path):
     """The command that made a video. Raises ValueError if the file does not tell it."""
     path = min(path.glob("*.png"), default=path) if path.is_dir() else path
-    if path.suffix.lower() == ".mp4":
-        text = path.read_bytes().decode("latin-1")
-    else:
-        with open_picture(path) as image:
-            text = f"{image.info.get('comment', b'').decode('latin-1')} {image.getexif().get(0x0131)}"
-    _, mark, words = text.partition(f"{MARK} ")
-    words = json.JSONDecoder().raw_decode(words)[0] if mark else []
-    if not words:
-        raise ValueError(f"{path}: does not tell the command that made it")
-    return shlex.join(["python", "microcinema.py", *words])
+    try:
+        if path.suffix.lower() == ".mp4" and path.is_file():
+            text = path.read_bytes().decode("latin-1")
+        else:
+            with open_picture(path) as image:
+                comment = image.info.get("comment", b"")            # bytes in a GIF; somebody else's may be text
+                comment = comment.decode("latin-1") if isinstance(comment, bytes) else ""
+                text = f"{comment} {image.getexif().get(0x0131)}"
+        words = json.JSONDecoder().raw_decode(text.partition(f"{MARK} ")[2])[0]
+        if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
+            raise ValueError("no command")
+    except Exception:                                               # see read_picture
+        raise ValueError(f"{path}: does not tell the command that made it") from None
+    return one_line(shlex.join(["python", "microcinema.py", *words]))
 
 
 def write_video(frames, path, fps=2.0, words=()):
@@ -223,15 +231,18 @@ def sheet_command(dataset_class, parser, argv, rows, out):
     """A command that draws clips of a ToySet or FolderSet. All its options but --out are arguments of that class."""
     add = parser.add_argument
     add("--out", type=Path, default=out, help=f"the contact sheet, a .png (default {out})")
-    add(rows, dest="count", type=positive_int, default=12, help="how many clips, one a row (default 12)")
+    add(rows, dest="count", type=positive_int, default=12, help="how many clips, one a row (default 12, at most 1000)")
     add("--frames", type=positive_int, default=9, help="frames of each, n (default 9)")
     add("--fps", type=fps, default=2.0, help="frames a second (default 2, so that 9 frames are 4 s)")
     add("--size", type=positive_int, default=128, help="pixels a side of a frame (default 128)")
     add("--seed", type=natural, default=0, help="seed of the set (default 0)")
 
     def draw(out, **options):
+        if options["count"] > 1000:
+            raise ValueError(f"{rows} {options['count']}: want at most 1000")
         check_output(out, [".png"])
         dataset = dataset_class(**options)
+        check_output(out, [".png"], [clip.path for clip in getattr(dataset, "clips", ())])
         clips, captions = zip(*[(item["frames"].permute(1, 2, 3, 0).numpy(), item["caption"]) for item in dataset])
         with atomic_write(out) as part:
             contact_sheet(*clips, captions=captions).save(part, **SIGNED)

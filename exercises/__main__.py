@@ -64,6 +64,14 @@ def copy_project(folder):
         write_json({"started": []}, part / MARKER)
 
 
+def read_started(folder):
+    """The ids that were started in a working copy. Raises ValueError."""
+    started = read_json(folder / MARKER).get("started")
+    if not (isinstance(started, list) and all(isinstance(id, str) for id in started)):
+        raise ValueError(f"{folder / MARKER}: is damaged; make a new working copy")
+    return started
+
+
 def start(args):
     """Blanks functions in a working copy, which it makes if needed. A function that the student has changed stays."""
     exercises, folder = select(args.ids), args.folder
@@ -71,7 +79,7 @@ def start(args):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder}: there are other files already; choose a new folder")
         copy_project(folder)
-    started = read_json(folder / MARKER)["started"]
+    started = read_started(folder)
     for e in exercises:
         file = folder / e.file
         text = file.read_text(encoding="utf-8")
@@ -93,7 +101,7 @@ def check(args):
     """Tries answers, and says what is wrong."""
     if not args.ids and not (args.folder / MARKER).is_file():
         raise ValueError(f"{args.folder}: `start` did not make this folder; name the exercises to check")
-    exercises = select(args.ids or read_json(args.folder / MARKER)["started"])
+    exercises = select(args.ids or read_started(args.folder))
     problems = {e.id: certify(e, (args.folder / e.file).read_text(encoding="utf-8")) for e in exercises}
     if args.json:
         print(json.dumps([{"id": id, "right": not problem, "problem": problem} for id, problem in problems.items()]))

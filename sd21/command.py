@@ -14,21 +14,21 @@ import torch
 class ArgumentParser(argparse.ArgumentParser):
     """Reports a wrong option in one line. argparse alone would print the whole usage first."""
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}\n")
 
 
 def _checked(kind, allowed, problem):
     """An argparse type: kind(text), if that is a value for which allowed(value) is true."""
     def parse(text):
-        with suppress(ValueError):                              # of kind, if the text is no number
+        with suppress(ValueError, OverflowError):               # of kind, if the text is no number, or too large a one
             if allowed(kind(text)):
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text}: {problem}")
     return parse
 
 
-positive_int = _checked(int, lambda x: x >= 1, "want a whole number, 1 or more")
-natural = _checked(int, lambda x: x >= 0, "want a whole number, 0 or more")
+positive_int = _checked(int, lambda x: 1 <= x < 2**31, "want a whole number, 1 or more")
+natural = _checked(int, lambda x: 0 <= x < 2**31, "want a whole number, 0 or more")
 seed = _checked(int, lambda x: 0 <= x < 2**32, "want a whole number from 0 to 4294967295")
 positive_float = _checked(float, lambda x: 0 < x < math.inf, "want a finite number more than 0")
 learning_rate = _checked(float, lambda x: 0 <= x < math.inf, "want a finite number, 0 or more")
@@ -44,7 +44,7 @@ def device(text):
     one = f"cuda:{os.environ['LOCAL_RANK']}" if text == "cuda" and "LOCAL_RANK" in os.environ else text
     try:
         torch.empty(1, device=one).cpu()                        # .cpu() fails on `meta`, which holds no numbers
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
     return text
 

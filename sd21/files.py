@@ -35,6 +35,8 @@ def atomic_write(path):
 
 def read_json(path):
     """The JSON object in a file. Raises ValueError, in one line, if the file is missing or holds anything else."""
+    if Path(path).exists() and not Path(path).is_file():                    # a pipe or a device may never end
+        raise ValueError(f"{path}: is not a file")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

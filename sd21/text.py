@@ -109,7 +109,7 @@ class Tokenizer:
         try:
             if file.suffix == ".json":              # of transformers 5, which writes no merges.txt
                 return cls(read_json(file)["model"]["merges"])
-            header, *lines = file.read_text(encoding="utf-8").split("\n")
+            header, *lines = file.read_text(encoding="utf-8-sig").split("\n")
             if not header.startswith("#version"):
                 raise ValueError("its first line does not begin with #version")
             return cls(line.split() for line in lines if line.strip())

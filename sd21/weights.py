@@ -34,6 +34,7 @@ FIXED = {"act_fn": "silu", "hidden_act": "gelu", "use_linear_projection": True, 
          "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
 UNUSED = set("""sample_size up_block_types down_block_types architectures model_type projection_dim torch_dtype dtype
     transformers_version initializer_factor initializer_range bos_token_id eos_token_id pad_token_id sampling training
+    use_cache tie_word_embeddings return_dict timestep_scaling original_inference_steps
     skip_prk_steps clip_sample_range timestep_spacing upcast_attention force_upcast addition_embed_type_num_heads power
     sample_max_value dynamic_thresholding_ratio lambda_min_clipped flow_shift time_shift_type solver_order solver_type
     predict_x0 lower_order_final variance_type decay inv_gamma optimization_step use_ema_warmup""".split())

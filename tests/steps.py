@@ -34,7 +34,7 @@ def score_half(cinema, count, seed, held_out, batch, **changes):
             scores[kind] += [score_clip(clip, *scene.things) for clip, scene in zip(clips, scenes)]
         errors += [squared_error(*pair) for pair in zip(clips, true)]
     own, given = average(scores["own"]), average(scores["given"])
-    return {"shape": own["shape"], "colour": own["colour"], "motion": own["motion"], "motion, key given": given["motion"],
+    return {**{name: own[name] for name in ("shape", "colour", "motion")}, "motion, key given": given["motion"],
             "dB, key given": decibels(np.mean(errors))}
 
 

@@ -18,7 +18,7 @@ from sampler import NoiseSchedule, add_noise, appearance_noise
 from sd21.files import read_json
 
 TOY = Path(__file__).parents[1] / "toy"
-needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="no weights in toy/judge: python -m evaluation.judge trains")
+needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="toy/judge has no weights: see evaluation.judge")
 
 
 @pytest.fixture

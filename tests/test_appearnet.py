@@ -173,8 +173,8 @@ def test_routes_need_a_skip_for_each_decoder_block():
 def test_new_is_what_the_image_model_has_not(inject):
     """Is each tensor of the video model new, or one of SD2.1's?"""
     flat, model = grown(inject)
-    old = flat.state_dict()
-    assert [name for name in model.state_dict() if is_new(name) == (name.split(".", 1)[1] in old)] == []   # breaks: not
+    new = {name for name in model.state_dict() if name.split(".", 1)[1] not in flat.state_dict()}
+    assert {name for name in model.state_dict() if is_new(name)} == new      # breaks with `not in`, or without any()
 
 
 def test_a_row_that_table_2_does_not_have_is_refused():

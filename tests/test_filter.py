@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_folder import describe, write_clip
 
 from data import filter as data_filter
@@ -281,3 +282,21 @@ def test_the_filter_may_be_run_again(tmp_path):
     for low, count in ((0, 3), (0.01, 2)):
         assert run(tmp_path, "--fps", 10, "--motion", low, 1) == 0           # breaks if no file is ever replaced
         assert len((tmp_path / "metadata.filtered.jsonl").read_text().splitlines()) == count
+
+
+def test_the_filter_keeps_all_captions_of_a_clip(tmp_path):
+    """Three lines beside a clip: does training still see three, from the filter's metadata?"""
+    frames = [Image.effect_noise((16, 16), 10 * k) for k in range(1, 5)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=500)
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree")
+    assert data_filter.main([str(tmp_path)]) == 0
+    assert FolderSet(tmp_path / "metadata.filtered.jsonl", 1, frames=2).captions() == ["one", "two", "three"]
+
+
+def test_a_long_clip_is_measured_by_its_first_ten_minutes(tmp_path, monkeypatch):
+    """Four hundred frames of 655 s each: how many frames are read?"""
+    asked = []
+    frames = np.zeros((2, 4, 4, 3))
+    monkeypatch.setattr(data_filter, "read_clip", lambda _, times, *more: asked.append(len(times)) or frames)
+    data_filter.motion(Clip(tmp_path, "a", 262_000.0, 24.0, ["a"]), fps=2.0)
+    assert asked == [1200]                                                   # breaks if memory grows with the clip

@@ -19,11 +19,32 @@ def captions_of(tmp_path, name, text):
 
 @pytest.mark.parametrize("name, text", [
     ("metadata.jsonl", '{"file_name": "a.gif", "text": "one"}\n{"file_name": "a.gif", "text": "two"}'),
-    ("metadata.csv", "file_name,text\na.gif,one\n./a.gif,two\n"), ("a.txt", "one\ntwo\n")])
-def test_a_second_caption_is_named_not_taken(name, text, tmp_path):
-    """Two captions for one clip. Is the first one used, and is the other mentioned?"""
+    ("metadata.csv", "file_name,text\na.gif,one\n./a.gif,two\n"), ("a.txt", "one\n \ntwo\n"),
+    ("metadata.jsonl", '{"file_name": "a.gif", "text": ["one", "", "two"]}')])
+def test_all_captions_of_a_clip_are_read(name, text, tmp_path):
+    """Two captions for one clip: in rows, in a list, in lines of a text. Are both taken, and counted?"""
     captions, summary = captions_of(tmp_path, name, text)
-    assert captions == ["one"] and "all captions but the first (a.gif)" in summary   # breaks if the last one wins
+    assert captions == ["one", "two"] and "1 clips have 2 captions" in summary      # breaks if the first or last wins
+
+
+def test_captions_of_a_clip_are_used_in_turn(tmp_path):
+    """a.gif has three captions, b.gif one. Which captions do eight windows have, which go to both clips by turns?"""
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.gif", 60)
+    (tmp_path / "a.txt").write_text("one\n\ntwo\nthree\n")
+    (tmp_path / "b.txt").write_text("only")
+    dataset = FolderSet(tmp_path, 8, frames=2, size=8)
+    assert [item["caption"] for item in dataset] == ["one", "only", "two", "only", "three", "only", "one", "only"]
+
+
+def test_a_second_caption_moves_no_window(tmp_path):
+    """The draw of a window's place comes first. Are the frames those of a set with one caption?"""
+    write_clip(tmp_path / "a.gif", 60, shade=lambda k: 4 * k)
+    places = []
+    for text in ("one", "one\ntwo"):
+        (tmp_path / "a.txt").write_text(text)
+        places.append([item["frames"][0, :, 0, 0].tolist() for item in FolderSet(tmp_path, 5, frames=2, size=8)])
+    assert places[0] == places[1] and len(set(map(tuple, places[0]))) > 1
 
 
 def test_a_caption_with_commas_needs_quotes(tmp_path):
@@ -32,9 +53,9 @@ def test_a_caption_with_commas_needs_quotes(tmp_path):
         captions_of(tmp_path, "metadata.csv", "file_name,text\na.gif,a red ball, bouncing\n")
 
 
-@pytest.mark.parametrize("value", [["one", "two"], float("nan"), 7, {"en": "one"}, "caf\udce9"])
+@pytest.mark.parametrize("value", [["one", 2], float("nan"), 7, {"en": "one"}, "caf\udce9"])
 def test_a_caption_is_a_text(value, tmp_path):
-    """A list, pandas' NaN, a number, an object, half a character: is the clip named rather than given that caption?"""
+    """A number in a list, NaN, a number, an object, half a character: is the clip named rather than given that caption?"""
     with pytest.raises(ValueError, match="cannot be read as text in UTF-8 .a.gif"):      # breaks with str(value)
         captions_of(tmp_path, "metadata.jsonl", json.dumps({"file_name": "a.gif", "text": value}))
 

@@ -12,7 +12,7 @@ from evaluation.judge import CLASSES, ImageTextPair, LabelledClips, ToyScore, Vi
 from evaluation.windows import Protocol
 
 JUDGE = Path(__file__).parents[1] / "toy" / "judge"
-needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="no weights in toy/judge: python -m evaluation.judge trains")
+needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="toy/judge has no weights: see evaluation.judge")
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,13 @@ def test_the_norm_by_sums_of_channels_is_only_used_while_compiling(compiling, mo
     assert called == [(name, ("x", 4, "weight", "bias", 1e-6))]             # breaks if eps is not passed on
 
 
+@pytest.mark.parametrize("norm", [kernels.group_norm, kernels.channels_last_group_norm])
+def test_the_eps_of_a_norm_is_pytorchs_unless_told(norm):
+    """A deviation of 0.003, which 1e-5 under the root makes visible."""
+    x = 0.003 * torch.randn(2, 8, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(x, 4), F.group_norm(x, 4), atol=1e-5, rtol=1e-5)     # breaks with 2e-5
+
+
 # ---- attention ----
 
 def plain_attention(q, k, v, heads):
@@ -142,9 +149,12 @@ def test_pixels_that_share_a_row_of_attention_do_not_see_each_other(n, dtype):
 # ---- tables and feed-forward ----
 
 @both_dtypes
-def test_a_table_that_is_computed_once_is_the_table(dtype):
-    """A product with the identity, bit for bit."""
+@pytest.mark.parametrize("compiling", [False, True])
+def test_a_table_that_is_computed_once_is_the_table(compiling, dtype, monkeypatch):
+    """While compiling a product with the identity, else nothing at all: bit for bit?"""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     table, = random(dtype, (5, 8))
+    assert (kernels.computed_once(table) is table) != compiling              # breaks without `not`
     assert torch.equal(kernels.computed_once(table), table)
     assert_agree(kernels.computed_once, lambda table: table, table)
 

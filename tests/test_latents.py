@@ -1,4 +1,5 @@
 """Exercises on data/latents.py: clips that the autoencoder encoded beforehand, in memory or on disk."""
+import json
 import shutil
 from functools import partial
 
@@ -12,6 +13,7 @@ from data import latents
 from data.toyset import ToySet
 from microcinema import encode_video
 from sd21 import files, weights
+from sd21.files import write_json, write_tensors
 from sd21.vae import AutoencoderKL
 
 
@@ -174,3 +176,18 @@ def test_a_few_clips_are_not_worth_a_process(monkeypatch):
     assert (workers(6), workers(6000)) == (0, 7)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert workers(6000) == 1                                                # breaks if each of four starts seven
+
+
+@pytest.mark.parametrize("change", ["captions", "names", "rows", "channels", "frames", "whole numbers", "deep"])
+def test_a_shard_whose_parts_do_not_fit_is_refused(tmp_path, change):
+    """Captions that are no texts, fewer names than clips, other channels or frames: one line, naming the file."""
+    z, texts, names = torch.zeros(2, 4, 3, 2, 2), ["a", "b"], ["x", "y"]
+    z = {"rows": z[:1], "channels": z.repeat(1, 2, 1, 1, 1), "frames": z[:, :, :2],
+         "whole numbers": z.int()}.get(change, z)
+    captions = {"captions": "[1, 2]", "deep": "[" * 100_000}.get(change, json.dumps(texts))
+    metadata = {"captions": captions, "names": json.dumps(names[:1] if change == "names" else names)}
+    write_json({"frames": 3, "clips": {"train": 2, "kept-out": 2}}, tmp_path / "latents.json")
+    for name in ("train", "kept-out"):
+        write_tensors({"z_0": z.contiguous()}, tmp_path / f"{name}-00000.safetensors", metadata)
+    with pytest.raises(ValueError, match="train-00000.safetensors: not a shard"):
+        latents.read(tmp_path, {"frames": 3})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import last, run, subprocess_of
+from conftest import last, names_of, run, subprocess_of
 from safetensors.torch import load_file
 from test_unet3d import TINY, moving_clip, stir
 from torch import nn
@@ -15,6 +15,7 @@ from appearnet import VideoModel
 from sampler import NoiseSchedule
 from training import loop
 from training.prepare import RECOMPUTED
+from training.report import AVERAGE
 from training.state import TrainState
 
 
@@ -104,6 +105,95 @@ def test_the_learning_rate_rises_and_falls():
 def test_without_warmup_and_cooldown_the_learning_rate_stays():
     """At each of ten steps: is the factor 1?"""
     assert [loop.learning_rate_scale(step, 1 - step / 10, warmup=0, cooldown=0.0) for step in range(10)] == [1] * 10
+
+
+# ---- the best average weights ----
+
+def falling(folder, steps, target=0.7, save=None, **options):
+    """Trains one weight that starts at 1 and falls by 0.1 a step. Held out, it should be `target`. Checkpoints after
+    each step. Returns the weights that were saved, in turn."""
+    model, saved = nn.Linear(1, 1, bias=False), []
+    nn.init.ones_(model.weight)
+    options = {"keep": "best", "weight_decay": 0.0, "batch": 1, "device": "cpu", "save_every": 1} | options
+    loop.fit(loop.Stage(model, [{"name": "all", "params": [model.weight], "lr": 0.1}], pick=lambda *_: [0],
+                        load=lambda *_: [torch.ones(1, 1)], loss_of=lambda x: model(x).mean(), names=lambda _: ["a"],
+                        save=save or (lambda tensors: saved.append(round(tensors["weight"].item(), 4))),
+                        validate=lambda: {"held out": (model.weight.item() - target) ** 2}),
+             loop.Run("one", folder, steps=steps, **options))
+    return saved
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    """AdamW moves by its rate while the gradient stays 1: 0.9, 0.8, ... Which of six does the folder get?"""
+    assert falling(tmp_path, 6) == [0.9, 0.8, 0.7]                           # breaks if a worse one replaces them
+
+
+def test_the_last_weights_are_kept_on_demand(tmp_path):
+    """--keep last: which of six?"""
+    assert falling(tmp_path, 6, keep="last") == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+
+
+def test_the_average_weights_are_compared_not_the_current_ones(tmp_path):
+    """The average lags behind the weights. By hand: which average is nearest to 0.2?"""
+    averages = [1.0]
+    for step in range(12):
+        decay = min(0.9, (1 + step) / (10 + step))
+        averages.append(decay * averages[-1] + (1 - decay) * (1 - 0.1 * (step + 1)))
+    best = min(averages[1:], key=lambda average: abs(average - 0.2))
+    assert averages.index(best) != 8                                         # where the current weight is best
+    assert falling(tmp_path, 12, target=0.2, ema=0.9)[-1] == round(best, 4)  # breaks if validate sees the current one
+
+
+def test_the_loss_of_the_average_weights_is_in_the_table(tmp_path):
+    """After two steps the weight is 0.8, held out it should be 0.7: which losses does the last row have?"""
+    falling(tmp_path, 2)
+    row = list(csv.DictReader((tmp_path / "one.csv").read_text().splitlines()))[-1]
+    assert_close([float(row[name]) for name in ("held out", AVERAGE)], [0.01, 0.01], rtol=1e-4, atol=0)
+
+
+def test_a_run_ends_when_its_patience_is_over(tmp_path):
+    """Best at step 3, patience for two more checkpoints, 100 steps allowed: where does it end?"""
+    falling(tmp_path, 100, patience=2)
+    assert names_of(tmp_path, "one")[-1] == "one.00000005.checkpoint.safetensors"        # breaks if all are counted
+
+
+def test_a_run_whose_patience_is_over_takes_no_further_step(tmp_path):
+    """The same command again."""
+    falling(tmp_path, 100, patience=2)
+    assert falling(tmp_path, 100, patience=2) == [] and "00000005" in names_of(tmp_path, "one")[-1]
+
+
+def test_a_resumed_run_knows_the_best(tmp_path):
+    """Best at step 3; it resumes at step 4. Does it replace the best weights by those of step 5?"""
+    falling(tmp_path, 4)
+    assert falling(tmp_path, 6) == []                                        # breaks if the best is forgotten
+
+
+def test_a_resumed_run_writes_the_best_weights_that_a_stop_has_lost(tmp_path):
+    """The disk is full when the best weights of step 2 should be saved; their checkpoint is written already."""
+    def full_disk(tensors):
+        if tensors["weight"].item() < 0.85:
+            raise OSError(28, "full")
+    with pytest.raises(ValueError, match="full"):
+        falling(tmp_path, 6, target=0.8, save=full_disk)
+    assert falling(tmp_path, 6, target=0.8) == [0.8]                         # breaks if only a new step exports
+
+
+def test_patience_without_the_best_weights_is_refused():
+    """--patience counts checkpoints that were not better, and nothing is compared: is the option refused?"""
+    with pytest.raises(ValueError, match="--patience: needs --keep best"):
+        loop.Run("one", Path("x"), keep="last", patience=3)
+
+
+def test_weight_decay_shrinks_a_weight_that_has_no_gradient():
+    """A weight of 1, learning rate 0.1, decay 0.5, a loss that does not depend on it. AdamW: 1 - 0.1 * 0.5."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    stage = stage_of(model, lambda x: 0 * model(x).mean(), torch.ones(1, 1))
+    stage.groups[0]["lr"] = 0.1
+    run = loop.Run("one", Path("x"), batch=1, device="cpu", weight_decay=0.5)
+    loop.make_train_step(stage, TrainState(stage, run), run)(0)
+    assert_close(model.weight.item(), 0.95, rtol=1e-6, atol=0)               # breaks if the option is ignored
 
 
 # ---- losses and gradients that are not finite ----

@@ -445,3 +445,27 @@ def test_frames_that_make_no_video_are_refused(clip, tmp_path):
     with pytest.raises(ValueError, match="more than 0 frames a second"):
         media.write_video(clip, tmp_path / "c.gif", fps=0)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_link_to_nothing_and_a_circle_of_links_are_no_outputs(tmp_path):
+    """The file would take the place of the link, or the path never ends."""
+    os.symlink("nowhere/x.gif", tmp_path / "a.gif")
+    os.symlink("b.gif", tmp_path / "b.gif")
+    for name in ("a.gif", "b.gif"):
+        with pytest.raises(ValueError, match="link to a file that is not there"):
+            media.check_output(tmp_path / name)
+
+
+def test_a_foreign_or_hostile_file_tells_no_command(tmp_path):
+    """Numbers, an object, no end, deep lists, a text where GIF has bytes: one line each."""
+    for k, note in enumerate(("[1, 2]", '{"a": 1}', '["a"', "[" * 100_000, "5")):
+        (tmp_path / f"{k}.mp4").write_text(f"{media.MARK} {note}")
+        with pytest.raises(ValueError, match="does not tell"):
+            media.command_of(tmp_path / f"{k}.mp4")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "text")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("a.png", "pipe.mp4"):                                       # breaks if a pipe is waited for
+        with pytest.raises(ValueError, match="does not tell"):
+            media.command_of(tmp_path / name)

@@ -273,7 +273,7 @@ def test_each_pair_has_its_own_noise():
 
 
 def test_the_prior_follows_the_condition():
-    """The prior of TSR: eps^i = (lam + gamma) z_bar^i + eps_n^i at the start, and z_bar is the condition in both passes."""
+    """TSR: eps^i = (lam + gamma) z_bar^i + eps_n^i at the start, and z_bar is the condition in both passes."""
     z, asked = torch.randn(1, 4, 2, 4, 4), []
     toy(tsr=spy(asked)).interpolate_latents(z, [PROMPT], [1], steps=1, lam=0.5, gamma=0.25, guidance=2.0)
     z_t, condition = asked[0]

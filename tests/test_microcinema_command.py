@@ -206,7 +206,7 @@ def test_the_whole_cascade_from_the_command(tmp_path, capsys):
     ("--steps 0", "0 steps"), ("--steps 1001", "1001 steps"), ("--frames 0", "0 frames"),
     ("--device nonsense", "--device: nonsense"), ("--device meta", "--device: meta"), ("--eta 2", "eta 2"),
     ("--guidance nan", "guidance nan"), ("--lam inf", "lambda inf"),
-    ("--size 6400000000", "more memory than there is"), ("--model nowhere", "nowhere"),
+    ("--size 6400000000", "want a multiple"), ("--model nowhere", "nowhere"),
     ("--between a.png", "two or more"), ("--fps 5", "5 fps"), ("--fps 0", "0 fps"), ("--fps nan", "nan fps"),
     ("--upscaler lanczos", "--upscaler: say"), ("--upscale 4 --upscaler twice.pt", "not 4 times"),
     ("--upscale 3", "does 4"), ("--between a.png b.png --image a.png", "--image: not allowed with argument --between"),

@@ -10,6 +10,7 @@ from conftest import run
 import train
 from sd21.files import read_json, write_json
 from training import pretrain
+from training.prepare import Clips
 from training.state import checkpoints
 
 
@@ -97,6 +98,41 @@ def test_of_the_same_command_twice_at_once_the_second_is_refused(like, tmp_path,
         assert list(tmp_path.iterdir()) == [lock]
         other.kill()
     assert run("vae", like, tmp_path, 1) == 0                                # breaks if the file itself is the lock
+
+
+# ---- augmentation ----
+
+@pytest.mark.parametrize("more, changes", [("", None), ("--data x", ("shift", "colour")),
+                                           ("--data x --augment none", ()), ("--data x --augment zoom", ("zoom",))])
+def test_clips_of_ones_own_are_augmented_by_default(more, changes):
+    """With --data, with another choice, and for the toy set: which changes?"""
+    assert train.parse(["video", "--out", "x", *more.split()]).augment == changes    # breaks if the toy set changes
+
+
+@pytest.mark.parametrize("more", [[], ["--latents", "x"]])
+def test_augmentation_that_would_be_ignored_is_refused(more, capsys):
+    """The toy set is drawn without; latents were encoded already."""
+    argv = ["video", "--out", "x", "--augment", "zoom", *more]
+    assert "--augment: needs --data" in refusal(train.parse, argv, capsys)
+
+
+# ---- which weights are kept ----
+
+@pytest.mark.parametrize("clips, own", [({}, False), ({"data": "my_clips"}, True), ({"latents": "toy set"}, False),
+                                        ({"latents": "my_clips"}, True)])
+def test_clips_of_ones_own_are_told_from_the_toy_set(tmp_path, clips, own):
+    """--keep is "best" for them by default. As files, as latents of files or of the toy set: are they known?"""
+    if "latents" in clips:
+        write_json({"data": clips["latents"]}, tmp_path / "latents.json")
+        clips = {"latents": tmp_path}
+    assert Clips(**clips).of_ones_own() == own
+
+
+@pytest.mark.parametrize("more, named", [(("--keep", "worst"), "--keep"), (("--patience", "2"), "--patience")])
+def test_of_the_toy_set_the_last_weights_are_kept(like, tmp_path, capsys, more, named):
+    """An unknown --keep is refused, and so is --patience without --keep best, which is not the toy set's default."""
+    assert run("vae", like, tmp_path, 1, *more) == 2
+    assert named in capsys.readouterr().err
 
 
 # ---- the defaults of a model folder ----

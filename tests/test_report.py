@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.report import Report, draw_curves
+from training.report import AVERAGE, Report, draw_curves
 
 
 def rows_of(path):
@@ -77,6 +77,25 @@ def test_the_curve_falls_as_the_numbers_do(tmp_path):
     y, x = black.T
     slope, height = np.polyfit(x, y, 1)
     assert slope > 0.3 and np.abs(y - slope * x - height).max() < 4          # breaks on a linear scale, or upside down
+
+
+def test_the_curves_mark_the_best_step(tmp_path):
+    """The average weights were best at step 100 of 200: where is the vertical line in the picture?"""
+    report = Report(tmp_path / "video.csv", [AVERAGE])
+    for step, loss in ((50, 0.5), (100, 0.25), (150, 0.4), (200, 0.3)):
+        report.add(step, 1.0, 1 / step, **{AVERAGE: loss})
+    report.draw()
+    grey = np.all(np.asarray(Image.open(tmp_path / "video.png")) == 0x80, axis=-1)
+    columns = np.flatnonzero(grey.mean(0) > 0.8)
+    assert len(columns) == 1 and abs(columns[0] - (90 + 880) / 2) <= 1       # breaks if the last step is marked
+
+
+def test_without_average_losses_no_step_is_marked(tmp_path):
+    """--keep last writes no such column."""
+    report = Report(tmp_path / "video.csv", ["t 0-499"])
+    report.add(100, 1.0, 0.5, **{"t 0-499": 0.25})
+    report.draw()
+    assert (np.all(np.asarray(Image.open(tmp_path / "video.png")) == 0x80, axis=-1).mean(0) < 0.8).all()
 
 
 @pytest.mark.parametrize("lines", [{"loss": []}, {"loss": [(50, 0.1)]}, {"loss": [(1, 2.0), (2, 2.0)], "t 0-499": []},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sampler import NoiseSchedule, add_noise, appearance_noise, ddim, dpm_solver_pp, guide
 
@@ -28,7 +29,7 @@ def last(states):
 # ---- the schedule ----
 
 def test_the_schedule_is_sd21s_and_not_the_linear_one():
-    """The ledger's constants, to seven digits. With betas even themselves, not in their roots, it ends at 0.001579."""
+    """SD2.1's constants, to seven digits. With evenly spaced betas, not roots, it ends at 0.001579."""
     ab = SCHEDULE.alpha_bar
     for t, value in ((999, 0.0046600985), (981, 0.0057755), (961, 0.0072817), (0, 0.99915)):
         assert abs(ab[t].item() - value) < 5e-8 + 5e-6 * value               # breaks without the square roots
@@ -48,8 +49,39 @@ def test_no_float64_is_moved_to_a_device():
     assert [x.dtype for x in there] == [torch.float32]                       # breaks if the table itself is moved
     assert schedule.alpha_bar.device.type == "cpu" and schedule.alpha_bar.dtype == torch.float64
     assert schedule.alpha_bar_at(t.to("meta"), torch.zeros(3, 4, device="meta")).device.type == "meta"
-    for like in (torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.float64)):
-        assert torch.equal(SCHEDULE.alpha_bar_at(t, like)[:, 0], SCHEDULE.alpha_bar[t].to(like.dtype))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        ab = SCHEDULE.alpha_bar_at(t, torch.zeros(3, 4, dtype=dtype))
+        assert torch.equal(ab[:, 0], SCHEDULE.alpha_bar[t].to(dtype)) and ab.dtype == dtype
+
+
+class Devices(TorchDispatchMode):
+    """Records (dtype, device) of all tensors that PyTorch computes inside, and which devices meet in an indexing."""
+    def __init__(self):
+        super().__init__()
+        self.made, self.met = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.made.add((result.dtype, result.device.type))
+        if "index" in str(function):
+            self.met.add((args[0].device.type, args[1][0].device.type))
+        return result
+
+
+def test_alpha_bar_is_looked_up_where_t_is():
+    """Steps t on a GPU, for which `meta` stands. PyTorch takes no index from another device, and Apple's no float64."""
+    schedule, t = NoiseSchedule(), torch.tensor([0, 999], device="meta")
+    with Devices() as seen:
+        schedule.alpha_bar_at(t, torch.zeros(2, 4, device="meta"))
+    assert seen.met == {("meta", "meta")}                                    # breaks without .to(t.device)
+    assert (torch.float64, "meta") not in seen.made                          # breaks if the table is always float64
+
+
+def test_timesteps_are_plain_numbers():
+    """A float64 tensor among them would be moved to each device, and Apple's GPU has none."""
+    for spacing in ("trailing", "leading"):
+        assert {tuple(map(type, row)) for row in SCHEDULE.timesteps(5, spacing)} == {(int, float, float)}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 25, 50])
@@ -187,6 +219,15 @@ def test_the_model_is_asked_at_these_steps_and_no_others(steps, solver):
     assert asked == [[t, t] for t, _, _ in SCHEDULE.timesteps(steps)]
 
 
+@both_solvers
+def test_the_model_gets_t_on_the_device_of_z_t(solver):
+    """`meta` stands for a GPU."""
+    devices = []
+    model = lambda z, t: devices.append(t.device.type) or z
+    last(solver(model, torch.zeros(SHAPE, device="meta"), SCHEDULE.timesteps(2), SCHEDULE))
+    assert devices == ["meta", "meta"]                                       # breaks without device=
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_follows_the_published_trajectory(eta):
     """Ten steps with a made-up network, against diffusers. eta = 1 adds the stored noise, in the last step too."""
@@ -203,7 +244,8 @@ def snr(ab):
 
 
 def test_eta_above_zero_keeps_the_mean_of_eq_3():
-    """The ledger's table 2.2. z_0 = 0, z_c = 1, an oracle for the conditional mean of eps: what is E[z] at each step?
+    """The table of fresh noise in docs/readings.md: z_0 = 0, z_c = 1, an oracle for the conditional mean of eps.
+    What is E[z] at each step?
 
     Every distribution is Gaussian with variance 1 - alpha_bar around sqrt(1 - alpha_bar) lam, so E[z] follows from the
     means alone: noise() gives 0. Fresh noise of mean zero, without the shift, keeps only sqrt(SNR_T / SNR_s) of it.
@@ -220,7 +262,7 @@ def test_eta_above_zero_keeps_the_mean_of_eq_3():
 
 
 def test_how_much_of_the_mean_a_sampler_without_the_shift_keeps():
-    """The ledger's table 2.2: the fraction sqrt(SNR_T / SNR_s) at five of 50 steps."""
+    """The same table: the fraction sqrt(SNR_T / SNR_s) at five of 50 steps."""
     timesteps = SCHEDULE.timesteps(50, "leading")
     ab_T = timesteps[0][1]
     fractions = {t: round(math.sqrt(snr(ab_T) / snr(ab)), 3) for t, ab, _ in timesteps if t in (961, 881, 781, 481, 1)}
@@ -330,7 +372,7 @@ def test_dpm_solver_keeps_its_order_at_unequal_steps():
 def test_the_best_gamma_is_what_the_last_step_shows_of_z_c():
     """Sec. 4.2.2 explained: frames = rho z_c + the rest. From which mean of z_T does the exact sampler end at rho z_c?
 
-    ledger 2.3: gamma* = sqrt(ab) rho + (sqrt(1 - ab) - 1) lam, about 0.068 rho, whatever lam is.
+    docs/proof.md: gamma* = sqrt(ab) rho + (sqrt(1 - ab) - 1) lam, about 0.068 rho, whatever lam is.
     """
     rho, ab = 0.44, SCHEDULE.alpha_bar[999].item()
     var = 1 - rho ** 2
@@ -357,6 +399,21 @@ def test_guidance_extrapolates_from_the_empty_text(scale, expected):
     assert torch.equal(guided(z, t), torch.full(SHAPE, expected))            # breaks with cond + w (cond - uncond)
 
 
+def test_scale_1_asks_the_model_once():
+    """The text and z_t as they are, no batch of twice the size: half the time."""
+    z_t, t, (text, empty) = normal(), torch.tensor([7, 9]), normal(2, 2, 5, 6)
+    guided = guide(lambda *inputs: inputs, 1.0, text, empty)
+    assert all(a is b for a, b in zip(guided(z_t, t), (z_t, t, text), strict=True))      # breaks without the `if`
+
+
+def test_guidance_takes_any_number_of_clips():
+    """Three clips, so six rows: halves, not pairs."""
+    text, empty = torch.full((3, 5, 6), 3.0), torch.full((3, 5, 6), 1.0)
+    model = lambda z, t, text: z + text.mean((1, 2)).view(-1, 1, 1, 1, 1)
+    z_t = normal(3, 4, 1, 2, 2)
+    assert_close(guide(model, 2.0, text, empty)(z_t, torch.tensor([5, 5, 5])), z_t + 5)
+
+
 def test_both_passes_of_guidance_see_the_same_z_t_and_t():
     """They differ in the text alone, and the empty one is first."""
     asked, z_t, t, (text, empty) = [], normal(), torch.tensor([7, 9]), normal(2, 2, 5, 6)
@@ -366,8 +423,14 @@ def test_both_passes_of_guidance_see_the_same_z_t_and_t():
 
 
 def test_guidance_leaves_the_prior_alone():
-    """ledger 2.4. Both passes give lam z_c. What is left of it at a large scale? Exactly lam z_c."""
+    """Both passes give lam z_c. What is left of it at a large scale? Exactly lam z_c."""
     z_c = normal(2, 4, 1, 5, 6)
     text, t = torch.zeros(2, 5, 6), torch.tensor([1, 1])
     model = lambda z, t, text: torch.cat([0.03 * z_c.expand(SHAPE)] * (len(z) // 2))
     assert_close(guide(model, 12.0, text, text)(normal(), t), 0.03 * z_c.expand(SHAPE))
+
+
+def test_a_schedule_that_ends_at_zero_is_refused():
+    """Betas so large that alpha_bar underflows: z_0 = (z_t - eps) / 0."""
+    with pytest.raises(ValueError, match="ends at 0"):
+        NoiseSchedule(beta_start=0.9, beta_end=0.999, num_train_timesteps=2000)

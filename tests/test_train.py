@@ -2,6 +2,7 @@
 import contextlib
 import io
 import re
+import shutil
 
 import pytest
 import torch
@@ -290,3 +291,21 @@ def test_a_size_that_cannot_be_sampled_is_refused_before_training(like, ready, c
     assert run("video", like, ready("odd"), 1, "--size", "18") == 2
     message = capsys.readouterr().err
     assert "multiple of 4" in message and message.count("\n") == 1           # breaks if it comes to the first sample
+
+
+def test_every_diffusion_step_is_trained_and_no_other():
+    """Nine thousand draws: is t never below 0, never 1000, and both ends among them?"""
+    z_0, ids = torch.zeros(9999, 4, 1, 1, 1), torch.zeros(9999, 77)
+    t = train.make_batch(z_0, ids, ids[:1], 0.1, 1000, torch.Generator().manual_seed(0))[2]
+    assert t.min() == 0 and t.max() == 999                                   # breaks with steps from 1, or one too many
+
+
+def test_a_model_folder_does_not_choose_files_or_the_stage(like, ready, tmp_path, capsys):
+    """Its training settings name another stage and a folder of somebody's: one line, nothing is trained."""
+    for key, value in (("stage", "tsr"), ("data", "/etc")):
+        folder = tmp_path / key
+        shutil.copytree(like, folder)
+        config = read_json(folder / "video" / "config.json")
+        write_json(config | {"training": {key: value}}, folder / "video" / "config.json")
+        assert run("video", folder, ready(f"out-{key}"), 1) == 2
+        assert f"wrong training settings: {key}" in capsys.readouterr().err

@@ -232,6 +232,11 @@ def test_a_temporal_convolution_is_a_norm_of_the_clip_then_silu_then_a_3d_convol
     assert_close(unfold(layer(fold(clip), 3), 3), clip + branch)             # breaks with statistics of single frames
 
 
+def test_temporal_norms_have_the_eps_of_the_spatial_norms_before_them():
+    """1e-5 after convolutions, 1e-6 in attention, as in SD2.1."""
+    assert TemporalConv(8, 4).norm.eps == 1e-5 and TemporalAttention(8, 2, 4).norm.eps == 1e-6      # breaks with 2e-6
+
+
 @torch.no_grad()
 def test_what_replaces_the_norm_leaves_nothing_of_it():
     """A function that doubles, instead of the norm. SiLU and convolution stay; are scale and bias of the norm gone?"""

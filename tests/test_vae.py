@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from microcinema import encode_video
 from sd21 import weights
 from sd21.vae import Attention, AutoencoderKL, Block
 
@@ -116,6 +117,13 @@ def test_pictures_of_one_batch_are_independent():
     assert_close(together, torch.cat([model.encode(frame[None])[0] for frame in frames]))
     assert torch.equal(together, model.encode(frames)[0])   # .eval() twice: breaks with a dropout_p in the attention
     assert model.decode(together).shape == frames.shape
+
+
+@torch.no_grad()
+def test_latents_are_float32_whatever_the_autoencoder_computes_in():
+    """A bfloat16 autoencoder and float32 pixels of two frames. The samplers and the loss count in float32."""
+    z_0 = encode_video(AutoencoderKL(**TINY).bfloat16().eval(), torch.zeros(1, 3, 2, 8, 8))
+    assert z_0.dtype == torch.float32 and z_0.shape == (1, 4, 2, 2, 2)       # breaks without .float() or .to()
 
 
 def test_a_size_that_does_not_divide_is_refused():

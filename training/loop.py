@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from sd21.command import device, natural, option, positive_float, positive_int, seed, share
+from sd21.command import device, learning_rate, natural, option, positive_float, positive_int, seed, share
 from sd21.files import atomic_write
 from training.distributed import all_gather, rank, world_size
-from training.report import Report
+from training.report import AVERAGE, Report
 from training.state import TrainState, checkpoints
 
 # Since torch 2.10 Inductor fuses sums over rows with sums over columns and can lose gradients, such as that of a
@@ -44,6 +44,10 @@ class Run:
     ema: float = option(0.0, "decay of the averaged weights, which are saved; 0: no average", share)
     warmup: int = option(0, "steps over which the learning rate rises from 0", natural)
     cooldown: float = option(0.0, "share of the steps, at the end, over which it falls to 0", share)
+    weight_decay: float = option(1e-2, "of AdamW", learning_rate)
+    keep: str | None = option(None, "the average weights to save: the best by the loss on held-out clips (default for "
+                              "clips of one's own), or the last (default for the toy set)", choices=("best", "last"))
+    patience: int = option(0, "end after this many checkpoints in a row without better weights; 0: never", natural)
     save_every: int = option(1000, "steps between checkpoints", positive_int)
     sample_every: int = option(500, "steps between sample pictures, OUT/STAGE-STEP.png", positive_int)
     cuda_graph: bool = option(False, "record a step once and replay it: faster for small models (cuda)", bool)
@@ -57,6 +61,8 @@ class Run:
         if self.batch % (world_size() * self.accumulate):
             raise ValueError(f"--batch {self.batch}: want a multiple of {world_size()} processes x "
                              f"--accumulate {self.accumulate}")
+        if self.patience and self.keep != "best":
+            raise ValueError("--patience: needs --keep best")
         if self.cuda_graph and not self.records():
             raise ValueError("--cuda-graph: want one process on a GPU, and neither --accumulate nor --fsdp")
 
@@ -80,7 +86,7 @@ class Stage:
     loss_of: Callable                   # (*tensors of a batch) -> its mean loss
     names: Callable                     # (numbers) -> names of these clips
     save: Callable                      # ({name: tensor} of the averaged weights) -> None
-    validate: Callable = lambda: {}     # () -> {name: loss} on held-out clips, with the current weights
+    validate: Callable = lambda: {}     # () -> {name: loss} on held-out clips, with the model's weights of the moment
     sample: Callable | None = None      # () -> a picture of what the model makes now
     units: Callable | None = None       # (network) -> groups of modules that FSDP2 gathers together
 
@@ -104,16 +110,19 @@ def fit(stage, run):
 def take_steps(stage, run, state, start, seconds):
     """The steps of `fit` from `start` on. OSError for a full disk, FloatingPointError for a loss that is not finite."""
     if start:                                                                # the stopped run may have written its
-        state.export()                                                       # checkpoint but not the model folder
+        state.export(start)                                                  # checkpoint but not the model folder
     train_step = make_train_step(stage, state, run, start)
     first = evaluate(stage.validate)
     if first and not start:
         print(f"first loss, on held-out clips: {sum(first.values()) / len(first):.4f}")
-    report = Report(run.out / f"{run.stage}.csv", list(first), start) if rank() == 0 else None
+    columns = [*first, AVERAGE] if run.keep == "best" else list(first)
+    report = Report(run.out / f"{run.stage}.csv", columns, start) if rank() == 0 else None
     first_bad_step = torch.full((), run.steps, device=run.device)            # stays on the GPU: .item() waits for it
     began, limit, running = time.monotonic() - seconds, 60 * (run.minutes or math.inf), None
-    progress = tqdm(range(start, run.steps if seconds < limit else start), initial=start, total=run.steps,
-                    desc=run.stage, mininterval=2, disable=rank() > 0)
+    impatient = lambda step: 0 < run.patience * run.save_every <= step - state.best_step
+    end = start if seconds >= limit or impatient(start) else run.steps
+    progress = tqdm(range(start, end), initial=start, total=run.steps, desc=run.stage, mininterval=2,
+                    disable=rank() > 0)
     for step in progress:
         spent = max(all_gather((time.monotonic() - began) / limit)) if run.minutes else 0
         left = 1 - max(step / run.steps, spent)                              # share of the run, from 1 to 0
@@ -129,7 +138,14 @@ def take_steps(stage, run, state, start, seconds):
                 raise FloatingPointError(f"the loss or its gradient is not finite at step {bad}, with clips {clips}")
             running = mean if running is None else 0.9 * running + 0.1 * mean            # of the loss
             progress.set_postfix(loss=f"{running:.4f}")
-            losses = evaluate(stage.validate) if due else {}
+            losses, note = evaluate(stage.validate) if due else {}, ""
+            if due and run.keep == "best":
+                with state.averaged():
+                    averages = evaluate(stage.validate).values()
+                losses[AVERAGE] = all_gather(sum(averages) / len(averages))[0]           # rank 0's: all decide alike
+                state.best, state.best_step = min((state.best, state.best_step), (losses[AVERAGE], after))
+                last = last or impatient(after)
+                note = f"; held out, average weights: {losses[AVERAGE]:.4f}, best {state.best:.4f} at {state.best_step}"
             if rank() == 0:
                 report.add(after, time.monotonic() - began, mean, **losses)
         if stage.sample and (last or after % run.sample_every == 0):
@@ -140,7 +156,7 @@ def take_steps(stage, run, state, start, seconds):
                     picture.save(path)
         if due:
             state.write(after, time.monotonic() - began)
-            tqdm.write(f"{run.stage} step {after}: loss {running:.4f}")
+            tqdm.write(f"{run.stage} step {after}: loss {running:.4f}{note}")
             if rank() == 0:
                 report.draw()
         if last:

@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from data import augment
 from sd21.command import ArgumentParser, add_options, from_args, run
 from sd21.weights import component
 from training.distributed import all_gather, processes, rank
@@ -13,6 +14,8 @@ from training.state import checkpoints
 
 FOLDERS_OF_STAGE = {"vae": ["vae"], "image": ["unet", "text_encoder", "tokenizer", "scheduler"],
                     "video": ["video"], "tsr": ["tsr"]}                       # the first has the defaults of the stage
+# A model folder may not choose these: files that nobody named would be read.
+NOT_OF_A_MODEL = ("stage", "stage_for", "out", "model", "data", "latents", "start", "merges", "decoder_of", "device")
 
 
 def command_line(prog, description, stages, recipe_class):
@@ -30,9 +33,11 @@ def parse(parser, stages, argv):
     """The arguments: the command line's, else the model folder's own "training" settings, else the defaults."""
     args = parser.parse_args(argv)
     defaults = component(FOLDERS_OF_STAGE[getattr(args, "stage_for", args.stage)][0], args.model).settings("training")
-    wrong = [key for key, value in defaults.items() if key not in args or (
-        isinstance(value, bool) != isinstance(getattr(args, key), bool) and value is not None)]
-    if wrong and args.stage != "latents":                                    # that has only some options of its stage
+    wrong = [key for key in defaults if key in NOT_OF_A_MODEL]
+    if args.stage != "latents":                                              # that has only some options of its stage
+        wrong += [key for key, value in defaults.items() if key not in args or (
+            isinstance(value, bool) != isinstance(getattr(args, key), bool) and value is not None)]
+    if wrong:
         parser.error(f"{args.model}: its config.json has wrong training settings: {', '.join(wrong)}")
     # argparse checks a default that is a string, like the same words on the command line. A flag's is true or false.
     stages[args.stage].set_defaults(**{key: value if isinstance(value, bool) else str(value)
@@ -40,6 +45,9 @@ def parse(parser, stages, argv):
     args = parser.parse_args(argv)
     if args.data and getattr(args, "latents", None):
         parser.error("--data and --latents: choose one; latents are clips already")
+    if args.augment and not args.data:
+        parser.error("--augment: needs --data; latents were augmented when they were made, and the toy set has no need")
+    args.augment = augment.DEFAULT if args.data and args.augment is None else args.augment
     return args
 
 
@@ -71,6 +79,7 @@ def launch(prog, parse, stages, recipe_class, argv):
         with processes(args.device):
             torch.manual_seed(args.seed)
             clips = from_args(Clips, args).of_stage(getattr(args, "stage_for", args.stage))
+            args.keep = getattr(args, "keep", None) or ("best" if clips.of_ones_own() else "last")
             settings = from_args(Run, args), clips, from_args(recipe_class, args)
             lock = args.stage == "latents" or claim(args.out, args.stage)    # held to the end
             stages[args.stage][0](*settings)

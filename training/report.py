@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sd21.files import atomic_write
 
-COLOURS = ("#202020", "#c03028", "#e08a1e", "#3a9a4a", "#2a6fc0", "#8a3ab0")
+COLOURS = ("#202020", "#c03028", "#e08a1e", "#3a9a4a", "#2a6fc0", "#8a3ab0", "#808080")
+AVERAGE = "average weights"         # the column of their mean loss on held-out clips, which --keep best compares
 
 
 class Report:
@@ -40,13 +41,15 @@ class Report:
         """Draws the curves of all losses into a .png file beside the table."""
         lines = {name: [(int(row[0]), float(row[k])) for row in self.rows if row[k]]
                  for k, name in enumerate(self.columns) if k >= 2}
-        draw_curves(lines, self.path.with_suffix(".png"))
+        best = min(lines.get(AVERAGE) or [(None, 0)], key=lambda point: point[1])[0]
+        draw_curves(lines, self.path.with_suffix(".png"), best)
 
 
-def draw_curves(lines, path, width=900, height=540):
+def draw_curves(lines, path, best=None, width=900, height=540):
     """Draws the curves {name: [(step, value), ...]} into the picture `path`. The vertical axis is logarithmic: values
-    that are not positive, or infinite, are left out. A curve may be empty or a single point."""
-    lines = {name: [(x, math.log10(y)) for x, y in line if 0 < y < math.inf] for name, line in lines.items() if line}
+    that are not positive, or infinite, are left out. A curve may be empty or a single point. A line marks step `best`.
+    """
+    lines = {name: [(x, math.log10(y)) for x, y in line if 0 < y < 1e300] for name, line in lines.items() if line}
     xs, ys = ([point[axis] for points in lines.values() for point in points] or [0] for axis in (0, 1))
     left, right, top, bottom = 90, width - 20, 20, height - 50
     low, high, last = min(ys) - 0.05, max(ys) + 0.05, max(max(xs), 1)
@@ -60,6 +63,9 @@ def draw_curves(lines, path, width=900, height=540):
     for share in (0, 0.25, 0.5, 0.75, 1):
         draw.text((left + (right - left) * share, bottom + 8), f"{last * share:.0f}", "#606060", font, anchor="ma")
     draw.text(((left + right) / 2, height - 22), "step", "#606060", font, anchor="ma")
+    if best is not None:
+        draw.line([at(best, low), at(best, high)], COLOURS[-1])
+        draw.text(at(best, low), f"best: {best}", COLOURS[-1], font, anchor="ld" if best < last / 2 else "rd")
     for k, (name, points) in enumerate(lines.items()):
         colour = COLOURS[k % len(COLOURS)]
         draw.line([at(*point) for point in points], colour, 2)

@@ -4,6 +4,7 @@ our reading  AdamW with betas (0.9, 0.999) and weight decay 1e-2, gradients clip
 Forward and backward may run in bfloat16. AdamW updates float32 master weights, since a step of 2e-6 rounds to nothing
 in bfloat16. After each step the bfloat16 weights are copied from the masters."""
 
+import math
 import shutil
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import distributed, nn
 
-from sd21.command import natural, positive_float
+from sd21.command import finite_float, natural, one_line, positive_float
 from sd21.files import write_tensors
 from training.distributed import check_shared, gather_like, local_shard, rank, shard, shard_like
 
@@ -41,7 +42,8 @@ class TrainState:
         self.ema = {name: p.detach().clone() if run.ema else p.detach() for name, p in self.masters.items()}
         groups = [group | {"params": [self.masters[name_of[p]] for p in group["params"]]} for group in stage.groups]
         on_gpu = run.device == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-2, fused=on_gpu)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=run.weight_decay, fused=on_gpu)
+        self.best, self.best_step = math.inf, 0                              # loss of the average weights (--keep best)
         for p in self.masters.values():                                      # AdamW makes its state at the first step.
             p.grad = torch.zeros_like(p) if self.copies else None            # filled by collect_gradients
             step = torch.zeros((), device=p.device if on_gpu else "cpu")     # Made here, a checkpoint can fill it.
@@ -109,13 +111,17 @@ class TrainState:
         tensors = {name: gather_like(p, x) for name, (p, x) in self.state_dict().items()}
         if rank() == 0:
             path = self.run.out / f"{self.run.stage}.{step:08}.checkpoint.safetensors"
-            write_tensors(tensors, path, {"step": str(step), "seconds": str(seconds)})
+            best = {"best": str(self.best), "best_step": str(self.best_step)} if self.best_step else {}
+            write_tensors(tensors, path, {"step": str(step), "seconds": str(seconds)} | best)
             for old in checkpoints(self.run.out, self.run.stage)[:-2]:
                 old.unlink()
-        self.export()
+        self.export(step)
 
-    def export(self):
-        """Hands the averaged weights to stage.save. OSError for a full disk."""
+    def export(self, step):
+        """Hands the averaged weights after `step` steps to stage.save; with --keep best only if they are the best.
+        OSError for a full disk."""
+        if self.run.keep == "best" and self.best_step != step:
+            return
         averages = {name: gather_like(self.parameters[name], x) for name, x in self.ema.items()}
         if rank() == 0:
             self.stage.save(averages)
@@ -133,19 +139,25 @@ class TrainState:
                     metadata = file.metadata() or {}
                     step = natural(metadata.get("step", "no step"))
                     seconds = positive_float(metadata["seconds"]) if "seconds" in metadata else 0.0  # old ones lack it
+                    best = finite_float(metadata.get("best", "0")), natural(metadata.get("best_step", "0"))
                     tensors = self.state_dict()
                     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
                     if {name: list(p.shape) if x.dim() else [] for name, (p, x) in tensors.items()} != shapes:
                         raise ValueError(f"{path}: is of another model, or --ema was another; move the checkpoints of "
                                          f"stage {stage} away to start anew")
                     for name, (p, x) in tensors.items():
-                        x.copy_(shard_like(p, file.get_tensor(name).to(self.run.device)))
+                        full = file.get_tensor(name)
+                        if name.startswith(("adam.step", "adam.exp_avg_sq")) and not (full >= 0).all():
+                            raise SafetensorError(f"{name} is negative")
+                        x.copy_(shard_like(p, full.to(self.run.device)))
                     if self.copies:
                         self.set_parameters(self.masters)
+                    if best[1] and self.run.keep == "best":
+                        self.best, self.best_step = best
                     print(f"going on from {path}, step {step}")
                     return step, seconds
             except (SafetensorError, ArgumentTypeError) as error:
-                print(f"{path}: not whole ({error}); taking the one before it")
+                print(one_line(f"{path}: not whole ({error}); taking the one before it"))
         if paths:
             raise ValueError(f"{out}: no checkpoint of stage {stage} can be read; move them away to start anew")
         return 0, 0.0
