@@ -130,7 +130,7 @@ WRONG = {
         ("a linear schedule",
          "torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float64) ** 2",
          "torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)", "linear"),
-        ("a sum for the product", "(1 - betas).cumprod(0)", "1 - betas.cumsum(0)", "product"),
+        ("a sum for the product", "(1 - betas).cumprod(0)", "(1 - betas).cumsum(0)", "product"),
         ("the roots are not squared", "dtype=torch.float64) ** 2", "dtype=torch.float64)", "square"),
         ("float32", "dtype=torch.float64", "dtype=torch.float32", "float64"),
         ("shifts and does not stretch", " * root[0] / (root[0] - root[-1])", "", "stretches"),
