@@ -42,7 +42,10 @@ def _read_rows(file):
     lines = file.read_text(**UTF_8).strip().split("\n")             # splitlines() would also split at U+2028
     try:
         if file.suffix.lower() == ".csv":                           # strict: a quote that never ends is an error
-            yield from csv.DictReader((line + "\n" for line in lines), strict=True)  # captions may contain line breaks
+            reader = csv.DictReader((line + "\n" for line in lines), strict=True)   # captions may contain line breaks
+            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+                raise csv.Error("two columns have the same name")
+            yield from reader
             return
         for number, line in enumerate(lines, 1):
             yield dict(json.loads(line.strip() or "{}"))            # read_captions skips empty rows
@@ -213,7 +216,9 @@ class FolderSet(torch.utils.data.Dataset):
         for path in sorted(folder.rglob("*")):
             if path in parents or known & {path, *path.parents} or HIDDEN.search(path.relative_to(folder).as_posix()):
                 continue
-            if len(_pictures_of(path)) > 1 or path.suffix.lower() in ANIMATIONS + FILMS:
+            if path.is_symlink() and path.is_dir():
+                self.skipped["is a link to a folder"].append(one_line(path.name))
+            elif len(_pictures_of(path)) > 1 or path.suffix.lower() in ANIMATIONS + FILMS:
                 self.skipped["has no caption"].append(one_line(path.name))
                 known.add(path)                                     # the pictures in a folder are not clips
         if not self.clips:

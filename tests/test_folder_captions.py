@@ -6,7 +6,7 @@ import pytest
 from test_folder import describe, write_clip
 
 from data import folder
-from data.folder import FolderSet
+from data.folder import FolderSet, read_captions
 
 
 def captions_of(tmp_path, name, text):
@@ -171,3 +171,25 @@ def test_an_animation_that_would_take_hours_is_refused_at_once(tmp_path):
     (tmp_path / "a.gif").write_bytes(content)
     with pytest.raises(ValueError, match="too many"):
         folder.clip_seconds(tmp_path / "a.gif")
+
+
+def test_a_csv_with_an_open_quote_or_a_column_twice_is_refused(tmp_path):
+    """The one swallows the next rows, the other loses a caption: an error that names the file."""
+    for text, message in (('file_name,text\na.gif,"red\nb.gif,blue\n', "not a CSV file"),
+                          ("file_name,text,text\na.gif,red,blue\n", "two columns have the same name")):
+        (tmp_path / "metadata.csv").write_text(text)
+        with pytest.raises(ValueError, match=f"metadata.csv: .*{message}"):
+            read_captions(tmp_path)
+
+
+def test_a_linked_folder_and_a_caption_with_nul_are_named(tmp_path):
+    """A set links to a folder elsewhere, and a .txt is UTF-16: does the summary say so?"""
+    write_clip(tmp_path / "set" / "a.gif")
+    write_clip(tmp_path / "set" / "b.gif")
+    write_clip(tmp_path / "elsewhere" / "c.gif")
+    (tmp_path / "set" / "a.txt").write_text("a clip")
+    (tmp_path / "set" / "b.txt").write_bytes("a clip".encode("utf-16-le"))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "more")
+    skipped = FolderSet(tmp_path / "set", 1, frames=2).skipped
+    assert skipped["is a link to a folder"] == ["more"]
+    assert skipped["has a caption that cannot be read as text in UTF-8"] == ["b.gif"]

@@ -317,3 +317,9 @@ def test_each_stage_samples_by_its_own_settings():
 def test_tsr_is_read_only_where_it_is_needed():
     """Reading it takes a tenth of a second of every command."""
     assert MicroCinema.load(ROOT / "toy", tsr=False).tsr is None and load_toy().tsr is not None
+
+
+def test_the_size_of_tsr_is_that_of_its_latents():
+    """Six latents a side are 48 pixels, which the U-Net cannot halve twice. Four channels would be 32, and all right."""
+    with pytest.raises(ValueError, match="size 48"):
+        toy().interpolate_latents(torch.zeros(1, 4, 2, 6, 6), [PROMPT], [1], steps=1)

@@ -89,8 +89,8 @@ def own_run(like, ready, tmp_path, capsys):
     """(what was printed, the folder) of stage video on ten clips of one's own: three steps, with --start."""
     out = ready("out")
     assert run("video", like, ready("start"), 1) == 0
-    captions = [f"clip {k}" for k in range(10)]
-    two_sets(tmp_path / "clips", captions)
+    captions = [f"clip {k}" for k in range(9)]
+    two_sets(tmp_path / "clips", ["long " * 80, *captions])
     capsys.readouterr()
     assert run("video", like, out, 3, "--data", tmp_path / "clips", "--fps", 4, "--start", tmp_path / "start") == 0
     return capsys.readouterr().out, out
@@ -101,6 +101,7 @@ def test_a_run_on_ones_own_clips_says_what_it_needs_to(own_run):
     """The set, what fits, the autoencoder, and the best weights by held-out clips: in this order, before and after?"""
     output, _ = own_run
     places = [output.find(words) for words in ("9 clips, 9 distinct", "what fits: ", "through the autoencoder: ",
+                                               "1 captions are longer than the text encoder reads; cut off, as 'long",
                                                "first loss, on held-out clips")]
     assert -1 not in places and places == sorted(places)
 

@@ -19,7 +19,7 @@ from data.toyset import ToySet
 from microcinema import COMPONENT_CLASSES, encode_video
 from sampler import NoiseSchedule
 from sd21 import weights
-from sd21.command import fps, option, positive_int
+from sd21.command import fps, one_line, option, positive_int
 from sd21.files import read_json
 from sd21.layers import SpatialTransformer
 from sd21.text import Tokenizer
@@ -162,6 +162,8 @@ def train_on_latents(run, clips, cinema, model, groups, loss_of, make_batch, dro
     train_set, held_out = clips.encoded(cinema.vae, run)
     if clips.data:
         print(through_the_autoencoder(cinema, clips.dataset(min(8, clips.clips), held_out=True)))
+    if cut := [caption for caption in set(train_set.captions) if cinema.tokenizer.cut(caption)]:
+        print(one_line(f"{len(cut)} captions are longer than the text encoder reads; cut off, as {cut[0]!r:.60}"))
     ids, held_out_ids, empty_ids = (cinema.tokenizer(captions).to(run.device)
                                     for captions in (train_set.captions, held_out.captions, [""]))
     steps = len(cinema.schedule.alpha_bar)
