@@ -33,7 +33,7 @@ def temporal_conv(unet3d):
     close(run(layer, clip), clip, "with a convolution of zeros it is the identity; is the skip missing?")
     stir(layer)
     close(run(layer, clip, lambda x: 2 * x), clip + conv(F.silu(2 * clip), layer), "want conv(SiLU(...)) of the norm, "
-          "or of denormalise, which replaces the norm")
+          "or of denormalise, which replaces the norm; and fold, not reshape, the branch before you add it to h")
     louder = clip.clone()
     louder[:, :, 4] *= 100                                                   # too far from frame 0 for the convolution
     assert not run(layer, louder)[:, :, 0].allclose(run(layer, clip)[:, :, 0]), (

@@ -235,3 +235,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     with pytest.raises(ValueError, match="not finite at step 0, with clips a clip; there is no"):
         loop.fit(stage, loop.Run("one", tmp_path, steps=3, batch=1, device="cpu", save_every=1))
     assert not list(tmp_path.glob("*.safetensors"))                          # breaks if only the loss is checked
+
+
+def test_the_rate_never_falls_below_zero():
+    """A step that begins after --minutes are over: nothing is left, or less. Without cool-down the rate stays."""
+    assert loop.learning_rate_scale(9, -0.1, warmup=0, cooldown=0.5) == 0    # breaks without the max: a step backwards
+    assert loop.learning_rate_scale(9, 0.001, warmup=0, cooldown=0.0) == 1

@@ -2,6 +2,7 @@
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,3 +301,15 @@ def test_parts_of_a_batch_are_summed_in_float32():
     assert model.weight.grad is None and torch.tensor(0.5 + 2**-11).bfloat16() == 0.5
     _, moment = state.state_dict()["adam.exp_avg.weight"]                    # of the first step: (1 - beta_1) gradient
     assert_close(moment.item(), 0.1 * (0.5 + 2**-11), rtol=1e-6, atol=0)
+
+
+def test_sums_over_parts_start_again_at_each_step():
+    """bfloat16, --accumulate 2: gradients of 1 and 2 in both steps. The sum is 3 each time, not 6 in the second."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    run = Run("parts", batch=2, accumulate=2, bf16=True, device="cpu")
+    state = TrainState(SimpleNamespace(model=model, groups=[{"lr": 0.1, "params": [model.weight]}]), run)
+    for step in range(2):
+        for part in (1.0, 2.0):
+            model.weight.grad = torch.full((1, 2), part, dtype=torch.bfloat16)
+            state.collect_gradients()
+        assert state.step(step, 1.0).item() == pytest.approx(3 * 2 ** 0.5)   # breaks if step() leaves the sums

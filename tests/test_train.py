@@ -309,3 +309,12 @@ def test_a_model_folder_does_not_choose_files_or_the_stage(like, ready, tmp_path
         write_json(config | {"training": {key: value}}, folder / "video" / "config.json")
         assert run("video", folder, ready(f"out-{key}"), 1) == 2
         assert f"wrong training settings: {key}" in capsys.readouterr().err
+
+
+def test_a_tenth_of_the_captions_is_emptied():
+    """Ten thousand captions of ones: how many become the empty caption of zeros? Whole captions, never a part."""
+    z_0, ids, empty = torch.zeros(9999, 4, 1, 1, 1), torch.ones(9999, 77), torch.zeros(1, 77)
+    for share in (0.0, 0.1, 1.0):
+        kept = train.make_batch(z_0, ids, empty, share, 1000, torch.Generator().manual_seed(0))[1].mean(1)
+        assert abs((kept == 0).float().mean() - share) < 0.01                # breaks if nine tenths are emptied
+        assert ((kept == 0) | (kept == 1)).all()
