@@ -317,3 +317,10 @@ def test_appearnet_starts_as_a_copy_that_shares_nothing():
     common = [name for name in net if name in unet and "temporal" not in name]
     assert len(common) > 40 and all(torch.equal(net[name], unet[name]) for name in common)
     assert all(net[name].data_ptr() != unet[name].data_ptr() for name in common)
+
+
+def test_eight_input_channels_belong_to_row_concat_alone():
+    """z_t and z^c side by side: with AppearNet, nobody would fill the other four channels."""
+    with pytest.raises(ValueError, match="only row concat"):
+        VideoModel(**TINY | {"in_channels": 8})
+    assert VideoModel("concat", **TINY).unet.conv_in.in_channels == 8

@@ -392,3 +392,13 @@ def test_two_calls_in_eval_mode_are_equal():
     """No dropout, no state."""
     model, clip = stir(UNet3D(**TINY)).eval(), moving_clip()
     assert torch.equal(model(*clip), model(*clip))
+
+
+def test_the_sides_of_latents_divide_by_two_for_each_change_of_resolution():
+    """Three levels halve twice: latents 6 wide are refused, 4 and 8 are not."""
+    unet = UNet3D(**TINY | {"block_out_channels": (8, 8, 8), "attention_head_dim": (2, 2, 2),
+                            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D")})
+    t, text = torch.tensor([1]), torch.zeros(1, 5, TINY["cross_attention_dim"])
+    with pytest.raises(ValueError, match="multiples of 4"):                  # breaks with 2, whatever the levels
+        unet(torch.zeros(1, 4, 1, 8, 6), t, text)
+    assert unet(torch.zeros(1, 4, 1, 8, 4), t, text).shape == (1, 4, 1, 8, 4)
