@@ -21,6 +21,7 @@ from sd21.files import atomic_write
 
 # Scene i has the seed [seed, FIRST_... + i]. Training has [seed, i] with i below --clips (50,000): no scene is shared.
 FIRST_SCENE, FIRST_TSR_SCENE = 1_000_000, 2_000_000
+OPTIONS = ("sampler", "steps", "guidance", "gamma")     # of Sampling, on the command line
 DB, PERCENT, RATIO = "{:.1f} dB", "{:.1f} %", "{:.2f}"
 
 
@@ -115,7 +116,7 @@ def score(args):
         print(weights.describe(weights.resolve_components(args.model, args.weights)), end="\n\n")
     if not cinema.trained:
         print(UNTRAINED, end="\n\n")
-    changes = dict(steps=args.steps, guidance=args.guidance, gamma=args.gamma)
+    changes = {name: getattr(args, name) for name in OPTIONS}
     options, s = dict(seed=args.seed, batch=args.batch, **changes), cinema.settings(**changes)
     if args.between:
         slow, fast = (score_interpolation(cinema, args.prompts, fps, **options) for fps in (8, 32))
@@ -158,7 +159,7 @@ def main(argv=None):
     add("--batch", type=command.positive_int, default=16, help="videos at once")
     add("--seed", type=command.seed, default=0, help="of the prompts or windows, and of the noise")
     sampling = parser.add_argument_group("sampling", "defaults: the model folder's, else the paper's or SD2.1's")
-    command.add_options(sampling, Sampling, only=("steps", "guidance", "gamma"), default=None)
+    command.add_options(sampling, Sampling, only=OPTIONS, default=None)
     add("--fps", type=command.fps, help="with --data: frames a second of a window (default: the model's)")
     add("--out", type=Path, help="with --data: a .png or .webp to draw eight windows to, the truth above the model's")
     add("--device", type=command.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")

@@ -67,7 +67,7 @@ def test_a_band_holds_the_decoder_block_that_reads_its_skip(full_size):
     rows = bands(full_size.unet, blocks(full_size, 40))
     assert [encoder[-1] for encoder, _ in rows] == full_size.unet.skips
     lowest = [[name for name in decoder if "resnets" in name] for _, decoder in rows]
-    assert lowest == [[f"up_blocks.{i}.resnets.{j}"] for i in (3, 2, 1, 0) for j in (2, 1, 0)]   # breaks if not reversed
+    assert lowest == [[f"up_blocks.{i}.resnets.{j}"] for i in (3, 2, 1, 0) for j in (2, 1, 0)]   # reversed
     assert rows[0][1][0] == "conv_out" and rows[3][1][0] == "up_blocks.2.upsamplers.0"
 
 
@@ -101,7 +101,7 @@ def test_denoise_does_what_the_pipeline_does():
     *_, (t, z_t, z) = figures.denoise(cinema, prompt, cinema.encode(picture), seed=7, steps=2)
     cinema.progress = False
     assert_close(z, cinema.animate_latents([prompt], picture, [7], sampler="ddim", steps=2), atol=1e-3, rtol=0)
-    assert t == 499 and not torch.equal(z, z_t)                              # breaks without gamma, or with the next z_t
+    assert t == 499 and not torch.equal(z, z_t)                              # breaks without gamma, or one step on
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_a_caption_with_commas_needs_quotes(tmp_path):
 
 @pytest.mark.parametrize("value", [["one", 2], float("nan"), 7, {"en": "one"}, "caf\udce9"])
 def test_a_caption_is_a_text(value, tmp_path):
-    """A number in a list, NaN, a number, an object, half a character: is the clip named rather than given that caption?"""
+    """A number in a list, NaN, a number, an object, half a character: is the clip named, not given that caption?"""
     with pytest.raises(ValueError, match="cannot be read as text in UTF-8 .a.gif"):      # breaks with str(value)
         captions_of(tmp_path, "metadata.jsonl", json.dumps({"file_name": "a.gif", "text": value}))
 

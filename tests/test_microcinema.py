@@ -320,6 +320,6 @@ def test_tsr_is_read_only_where_it_is_needed():
 
 
 def test_the_size_of_tsr_is_that_of_its_latents():
-    """Six latents a side are 48 pixels, which the U-Net cannot halve twice. Four channels would be 32, and all right."""
+    """Six latents a side are 48 pixels, too odd for the U-Net. Four, the number of channels, would be 32: all right."""
     with pytest.raises(ValueError, match="size 48"):
         toy().interpolate_latents(torch.zeros(1, 4, 2, 6, 6), [PROMPT], [1], steps=1)
