@@ -188,50 +188,56 @@ def finished(network):
     return network
 
 
+COLUMNS = "call, eager", "call, one graph", "step, eager", "call, compiled, one graph", "step, compiled, one graph"
+
+
 def sd21_table(device, best):
     """Prints the table: each network's guided call and training step, eager, and compiled by blocks in one CUDA graph.
-    The last line has the ratios of the shares of the ceiling: ours to each of the others."""
+    The last lines have the ratios of the shares of the ceiling: ours to each of the others. First everything that is
+    not compiled, since compiling takes minutes; each number is also printed when it is there."""
     z_t, t, condition, text = sd21_inputs(device)
-    half, shares = [x.bfloat16() for x in (z_t, condition, text)], {}
-    columns = "call, eager", "call, one graph", "call, compiled, one graph", "step, eager", "step, compiled, one graph"
-    print(f"| | TFLOP a call | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 2)}", flush=True)
-    for name, (make, f_theta, blocks) in networks().items():
-        cells, shares[name] = [], []
+    half = [x.bfloat16() for x in (z_t, condition, text)]
+    found = networks()
+    counts, took, shares = {}, {name: {} for name in found}, {name: {} for name in found}
 
-        def network(compiled):
-            torch.cuda.empty_cache()
-            with torch.device(device):                                       # compile outside: it would split the model
-                net = finished(make())
-            if compiled:
-                loop.compile_blocks(net, blocks)
-            return net
-
-        def add(call, count):
-            took = seconds(call, device)
-            shares[name].append(count / took / best)
-            cells.append(f"{1000 * took:.1f} ms, {100 * shares[name][-1]:.1f} %")
-
-        net = network(False).bfloat16().eval()
-        with torch.inference_mode():
-            call = lambda: f_theta(net, half[0], t, half[1], half[2])
-            count = operations(call)
-            add(call, count)
-            add(recorded(call), count)
+    def network(make, blocks):
+        torch.cuda.empty_cache()
+        with torch.device(device):                                           # compile outside: it would split the model
+            net = finished(make())
+        if blocks:
             loop.compile_blocks(net, blocks)
-            add(recorded(call), count)
-        del net, call
-        step = training_step(network(False), z_t, text, device, f_theta)
-        trained = operations(step)
-        add(step, trained)
-        del step
-        step = training_step(network(True), z_t, text, device, f_theta, compile=True)
-        add(step, trained)
-        del step
-        print(f"| {name} | {count / 1e12:.2f} | {' | '.join(cells)} |", flush=True)
+        return net
+
+    def add(name, column, call):
+        took[name][column] = seconds(call, device)
+        shares[name][column] = counts[name, column[:4]] / took[name][column] / best
+        print(f"{name}, {column}: {cell(name, column)}", flush=True)
+
+    def cell(name, column):
+        return f"{1000 * took[name][column]:.1f} ms, {100 * shares[name][column]:.1f} %"
+
+    for compiled in ("", "compiled, "):
+        for name, (make, f_theta, blocks) in found.items():
+            net = network(make, compiled and blocks).bfloat16().eval()
+            call = partial(f_theta, net, half[0], t, half[1], half[2])
+            with torch.inference_mode():
+                if not compiled:
+                    counts[name, "call"] = operations(call)
+                    add(name, "call, eager", call)
+                add(name, f"call, {compiled}one graph", recorded(call))
+            del net, call
+            step = training_step(network(make, compiled and blocks), z_t, text, device, f_theta, compile=bool(compiled))
+            if not compiled:
+                counts[name, "step"] = operations(step)
+            add(name, "step, compiled, one graph" if compiled else "step, eager", step)
+            del step
+    print(f"| | TFLOP a call | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 2)}")
+    for name in found:
+        print(f"| {name} | {counts[name, 'call'] / 1e12:.2f} | {' | '.join(cell(name, c) for c in COLUMNS)} |")
     ours, *others = shares
     for other in others:
-        ratios = [f"{column} {a / b:.2f}" for column, a, b in zip(columns, shares[ours], shares[other], strict=True)]
-        print(f"ours / {other}, shares of the ceiling: {', '.join(ratios)}")
+        ratios = [f"{column} {shares[ours][column] / shares[other][column]:.2f}" for column in COLUMNS]
+        print(f"ours / {other}, shares of the ceiling: {'; '.join(ratios)}")
 
 
 def sd21_videos(device):
@@ -252,9 +258,19 @@ def sd21_videos(device):
             print(f"{stage}, 50 steps, {name}: {seconds(call, device, 3):.2f} s", flush=True)
 
 
-def sd21_training(device, best):
-    """A training step with gradient checkpointing, and the largest batch that trains."""
+def sd21_training(device, best, batch=8):
+    """A training step compiled for a larger batch, one with gradient checkpointing, and the largest batch that
+    trains."""
     z, _, _, text = sd21_inputs(device)
+    many, texts = z[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1)
+    try:
+        count = batch / 2 * operations(training_step(video_model(), z, text, device))
+        model = video_model(partial(loop.compile_blocks, blocks=COMPILED))
+        row(f"one training step, batch {batch}, compiled, one graph",
+            training_step(model, many, texts, device, compile=True), device, best, count)
+        del model
+    except torch.OutOfMemoryError as error:
+        print(f"batch {batch}, compiled: {str(error)[:100]}")
     step = training_step(video_model(checkpoint_blocks), z, text, device)
     row("one training step, batch 2, eager, gradient checkpointing", step, device, best)
     del step
@@ -294,10 +310,9 @@ def sd21(device, each, more):
     torch.backends.cudnn.benchmark = True
     best = ceiling(device, torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: ceiling {best / 1e12:.0f} TFLOP/s in bfloat16")
-    if more:
-        sd21_videos(device)
     sd21_table(device, best)
     if more:
+        sd21_videos(device)
         sd21_training(device, best)
 
 
