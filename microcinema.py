@@ -37,7 +37,8 @@ from appearnet import VideoModel
 from data.media import ENDINGS, check_output, read_picture, to_pixels, write_video
 from sampler import SAMPLERS, NoiseSchedule, appearance_noise, guide
 from sd21 import weights
-from sd21.command import ArgumentParser, add_options, device, one_line, option, positive_int, run
+from sd21.command import (ArgumentParser, add_options, check_multiple, device, height_width, one_line, option,
+                          positive_int, run, size, size_of)
 from sd21.replay import Replay, compile_for_sampling
 from sd21.text import TextEncoder, Tokenizer, with_fps
 from sd21.vae import AutoencoderKL
@@ -53,7 +54,7 @@ UNTRAINED = ("no trained video weights (--weights): temporal layers and AppearNe
 @dataclass(frozen=True)
 class Sampling:
     """How to sample. The defaults are the paper's, or SD2.1's where it is silent. ValueError for impossible values."""
-    size: int = option(320, "height and width in pixels (320, Sec. 4.1)", int)
+    size: int | str = option(320, "pixels: 320 (Sec. 4.1) is square, 320x192 is width x height", size)
     frames: int = option(9, "N, frames of the video (9, Sec. 4.1); best odd: the key frame is the centre", int)
     fps: float = 2.0                # frames a second that the model was trained for (Sec. 4.1)
     steps: int = option(50, "denoising steps of each stage (50)", int)
@@ -121,8 +122,8 @@ class MicroCinema:
         """Stage one (Sec. 3.1): pictures [b, 3, H, W] in [-1, 1] for b prompts and seeds."""
         s, prompts = self.settings(self.image_sampling, **changes), as_list(prompts, seeds)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
-        h = s.size // self.vae.factor
-        next_noise = noise(seeds, (4, 1, h, h), "key frame", text.device)
+        h, w = (side // self.vae.factor for side in height_width(s.size))
+        next_noise = noise(seeds, (4, 1, h, w), "key frame", text.device)
         z = self.sample(partial(self.replay, self.unet), next_noise(), text, empty, s, next_noise, 0.0, "key frame")
         return self.decode(z)[:, :, 0]
 
@@ -137,7 +138,8 @@ class MicroCinema:
     @torch.inference_mode()
     def animate_latents(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
         """`animate` without the decoder: latents [b, 4, n, h, w]."""
-        s, prompts = self.settings(**changes | {"size": key_frames.shape[-1]}), as_list(prompts, seeds, key_frames)
+        s = self.settings(**changes | {"size": size_of(*key_frames.shape[2:])})
+        prompts = as_list(prompts, seeds, key_frames)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         z_c = self.encode(key_frames)                                        # [b, 4, 1, h, w]
         if appearance:
@@ -192,7 +194,7 @@ class MicroCinema:
         if z.shape[2] < 2:
             raise ValueError(f"{z.shape[2]} frame: want 2 or more to set frames between")
         prompts = as_list(prompts, seeds, z)
-        m, size = z.shape[2] - 1, z.shape[-1] * self.vae.factor              # m pairs in a clip
+        m, size = z.shape[2] - 1, size_of(*(side * self.vae.factor for side in z.shape[3:]))     # m pairs in a clip
         s = self.settings(self.tsr_sampling, **changes | {"size": size, "frames": 5})
         first, last = fold(z[:, :, :-1]), fold(z[:, :, 1:])                  # [(b m), 4, h, w]
         rate = 4 * (fps or self.sampling.fps)
@@ -258,9 +260,7 @@ class MicroCinema:
     def settings(self, sampling=None, **changes):
         """The model's Sampling (or another) with these changes (None: unchanged). ValueError if it is impossible."""
         s = replace(sampling or self.sampling, **{key: value for key, value in changes.items() if value is not None})
-        multiple = self.vae.factor * 2 ** (len(self.unet.down_blocks) - 1)
-        if not 0 < s.size < 2**16 or s.size % multiple:
-            raise ValueError(f"size {s.size}: want a multiple of {multiple} pixels (autoencoder x U-Net levels)")
+        check_multiple(s.size, self.vae.factor * 2 ** (len(self.unet.down_blocks) - 1))          # raises ValueError
         self.schedule.timesteps(s.steps, s.spacing)                          # raises ValueError
         return s
 
@@ -350,11 +350,11 @@ def make_video(args, command):
         print(UNTRAINED)
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if field.name != "fps"}
     s, trained = cinema.settings(**changes), cinema.sampling
-    if cinema.trained and (s.size, s.frames) != (trained.size, trained.frames):
-        print(f"the video model was trained on {trained.frames} frames of {trained.size}x{trained.size} pixels; other "
-              "sizes and lengths often show things twice, or motion that starts again")
+    if cinema.trained and (height_width(s.size), s.frames) != (height_width(trained.size), trained.frames):
+        print(f"the video model was trained on {trained.frames} frames of size {trained.size}; other sizes and lengths "
+              "often show things twice, or motion that starts again")
     if upscale:
-        upscale(torch.zeros(1, 3, s.size, s.size))                           # fail here rather than after the sampling
+        upscale(torch.zeros(1, 3, *height_width(s.size)))                    # fail here rather than after the sampling
     rates = [s.fps, 4 * s.fps, 16 * s.fps]                                   # after 0, 1 and 2 rounds
     fps = rates[1 if args.between else 0] if args.fps is None else args.fps
     if fps not in rates:
@@ -372,7 +372,7 @@ def make_video(args, command):
         print(note)
 
     def read(path):
-        picture, notes = read_picture(path, s.size, s.size)
+        picture, notes = read_picture(path, *height_width(s.size))
         print(notes)
         return picture
 
@@ -390,9 +390,9 @@ def make_video(args, command):
     frames = cinema.decode_frames(z[0], given, 4 ** rounds)
     if upscale:
         frames = cinema.upscale(frames, upscale)
-    n, size = z.shape[2], s.size * args.upscale
+    n, (height, width) = z.shape[2], (side * args.upscale for side in height_width(s.size))
     write_video(tqdm(map(to_pixels, frames), desc="frames", total=n), out, fps, command)
-    print(one_line(f"{out}: {n} frames of {size}x{size} at {fps:g} fps, seed {args.seed}"))
+    print(one_line(f"{out}: {n} frames of {width}x{height} at {fps:g} fps, seed {args.seed}"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Augmentations (--augment) that keep a caption true, for few clips. The paper, with ten million, mentions none.
 
-defines      shift, zoom, colour: (frames uint8 [n, size, size, 3], numpy Generator) -> frames, all changed alike; rate
+defines      shift, zoom, colour: (frames uint8 [n, H, W, 3], numpy Generator) -> frames, all changed alike; rate
 our reading  Each is small. A mirror would make "left" of "right", another hue "orange" of "red". A window is encoded
              once and augmented once: a clip is seen in as many ways as --clips makes windows of it.
 """
@@ -11,19 +11,20 @@ from PIL import Image
 
 
 def shift(frames, random):
-    """Moves the picture by up to a twentieth of its size, in whole pixels. Its border is repeated into the gap."""
-    size, reach = frames.shape[1], frames.shape[1] // 20
+    """Moves the picture by up to a twentieth of its shorter side, in whole pixels. Its border fills the gap."""
+    height, width = frames.shape[1:3]
+    reach = min(height, width) // 20
     padded = np.pad(frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "edge")
     left, top = random.integers(2 * reach + 1, size=2)
-    return padded[:, top:top + size, left:left + size]
+    return padded[:, top:top + height, left:left + width]
 
 
 def zoom(frames, random):
     """Cuts a box of 1 to 1/1.1 of the size at a random place and enlarges it again."""
-    size = frames.shape[1]
-    side = size / random.uniform(1, 1.1)
-    left, top = random.uniform(0, size - side, size=2)
-    options = (size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+    height, width = frames.shape[1:3]
+    scale = random.uniform(1, 1.1)
+    left, top = random.uniform(0, (width - width / scale, height - height / scale))
+    options = (width, height), Image.Resampling.LANCZOS, (left, top, left + width / scale, top + height / scale)
     return np.stack([Image.fromarray(frame).resize(*options) for frame in frames])
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data import augment as augmentation
 from data.media import centre, open_picture, sheet_command
-from sd21.command import ArgumentParser, one_line, positive_float
+from sd21.command import ArgumentParser, height_width, one_line, positive_float
 from sd21.text import with_fps
 
 ANIMATIONS, FILMS = (".gif", ".webp", ".apng", ".png"), (".mp4", ".webm", ".mkv", ".mov", ".avi")
@@ -147,26 +147,26 @@ def clip_seconds(path, fps=FOLDER_FPS):
 
 
 def read_clip(path, times, size, fps=FOLDER_FPS):
-    """The frames shown at evenly spaced times, in seconds, cut to centred squares: uint8 [n, size, size, 3].
+    """The frames shown at evenly spaced times, in seconds, cut at their centre to a size: uint8 [n, H, W, 3].
     `fps` is for folders of pictures. Raises ValueError if the clip ends before the last time or cannot be read."""
-    frames, end = [], 0.0
+    (height, width), frames, end = height_width(size), [], 0.0
     if path.suffix.lower() in FILMS and not path.is_dir():
         rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
         # settb: the unit of microseconds. round=up: the frame on show, not the nearest. sar: width / height of a pixel.
-        square = (f"settb=AVTB,setpts=PTS-{times[0] + 1e-5:f}/TB,fps={rate}:round=up:start_time=0,"
-                  f"scale='max({size},round({size}*iw*sar/ih))':'max({size},round({size}*ih/iw/sar))',"
-                  f"crop={size}:{size}")
+        changes = (f"settb=AVTB,setpts=PTS-{times[0] + 1e-5:f}/TB,fps={rate}:round=up:start_time=0,"
+                   f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/iw/sar))',"
+                   f"crop={width}:{height}")
         # From a key frame at least 1 s before, since the frame on show may have begun earlier.
-        output = _ffmpeg(path, "-vf", square, "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24",
+        output = _ffmpeg(path, "-vf", changes, "-frames:v", str(len(times)), "-f", "rawvideo", "-pix_fmt", "rgb24",
                          seek=f"-noaccurate_seek -copyts -start_at_zero -ss {max(0, times[0] - 1):f}".split())
-        frames = np.frombuffer(output, np.uint8).reshape(-1, size, size, 3)
+        frames = np.frombuffer(output, np.uint8).reshape(-1, height, width, 3)
     else:
         pictures = ((open_picture(p), 1 / fps) for p in _pictures_of(path)) if path.is_dir() else _animation(path)
         try:
             for picture, seconds in pictures:
                 end += seconds                                      # this picture is shown until `end`
                 while len(frames) < len(times) and times[len(frames)] < end - 1e-6:
-                    frames.append(np.asarray(centre(picture, size, size)[0]))
+                    frames.append(np.asarray(centre(picture, height, width)[0]))
                 if len(frames) == len(times):
                     break
         except Exception as error:                                  # see clip_seconds

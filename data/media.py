@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from sd21.command import ArgumentParser, fps, natural, one_line, positive_int, run
+from sd21.command import ArgumentParser, fps, natural, one_line, positive_int, run, size
 from sd21.files import atomic_write
 
 ENDINGS = (".gif", ".webp", ".apng", ".png", ".mp4", "")            # .png: a contact sheet; none: a folder of frames
@@ -234,7 +234,7 @@ def sheet_command(dataset_class, parser, argv, rows, out):
     add(rows, dest="count", type=positive_int, default=12, help="how many clips, one a row (default 12, at most 1000)")
     add("--frames", type=positive_int, default=9, help="frames of each, n (default 9)")
     add("--fps", type=fps, default=2.0, help="frames a second (default 2, so that 9 frames are 4 s)")
-    add("--size", type=positive_int, default=128, help="pixels a side of a frame (default 128)")
+    add("--size", type=size, default=128, help="pixels a side of a frame, or width x height as 320x192 (default 128)")
     add("--seed", type=natural, default=0, help="seed of the set (default 0)")
 
     def draw(out, **options):

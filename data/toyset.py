@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data.media import sheet_command
-from sd21.command import ArgumentParser
+from sd21.command import ArgumentParser, height_width
 from sd21.text import with_fps
 
 SECONDS, CENTRE = 4.0, 2.0          # length of a clip, and the time of its key frame
@@ -203,8 +203,17 @@ def _paint(picture, thing, x, y, radius, angle):
     box[:] = np.clip(under + inside * (colour - under) + 0.5, 0, 255)
 
 
+def side_of(size):
+    """The side of a square size. Raises ValueError for any other: places and radii are fractions of one side."""
+    height, width = height_width(size)
+    if height != width:
+        raise ValueError(f"size {size}: the toy world is square; want one number, or clips of your own (--data)")
+    return width
+
+
 def render(scene, times, size=128):
     """The scene at these seconds, from 0 to 4: uint8 [n, size, size, 3]. Later a thing may have left the picture."""
+    size = side_of(size)
     ground, pixels = scene.background, (np.arange(size, dtype=np.float32) + 0.5) / size          # centres of pixels
     x, y = pixels[None, :], pixels[:, None]
     mix, (light, dark) = GROUNDS[ground.kind](x, y, ground), np.float32(ground.colours)
@@ -224,9 +233,9 @@ def frame_times(n=9, fps=2.0):
 class ToySet(torch.utils.data.Dataset):
     """`count` clips around their key frames; frames=1 is for the image model. Item i is always the same. windows: frame
     rates that replace `fps` by turns, for temporal super-resolution: such a clip starts anywhere in the 4 s, and its
-    caption names the rate. Raises ValueError if 4 s hold too few frames."""
+    caption names the rate. Raises ValueError if 4 s hold too few frames, or for a size that is not square."""
     def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
-        self.count, self.frames, self.size, self.seed, self.held_out = count, frames, size, seed, held_out
+        self.count, self.frames, self.size, self.seed, self.held_out = count, frames, side_of(size), seed, held_out
         self.windows, self.rates, self.skipped = windows, windows or (fps,), {}
         steps, slowest = frames - 1 if windows else 2 * (frames // 2), min(self.rates)          # both ways from CENTRE
         if steps / slowest > SECONDS:

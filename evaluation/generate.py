@@ -118,7 +118,7 @@ def generate(args):
         make = maker(cinema, first_stage, scenes, prompts, **changes)
         settings |= asdict(s) | {"key frames": args.key_frames, "model": str(args.model), "weights": str(args.weights)}
     fill(args.out, prompts, make, settings, s.fps, args.batch)
-    print(f"{args.out}: {args.clips} clips of {s.frames} frames at {s.fps:g} fps, {s.size}x{s.size}")
+    print(f"{args.out}: {args.clips} clips of {s.frames} frames at {s.fps:g} fps, size {s.size}")
 
 
 def main(argv=None):

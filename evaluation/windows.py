@@ -2,8 +2,8 @@
 
 in       a folder of clips: everything that data/folder.py reads; only CLIPSIM needs captions
 out      Windows[i] -> uint8 [n, H, W, 3]; run_network(...) -> float64 [b, d]
-our reading  The paper does not say how windows were cut. We take one window a clip, from its middle, and a centred
-             square. A network is any TorchScript file with the call of the I3D files that FVD scripts use:
+our reading  The paper does not say how windows were cut. We take one window a clip, from its middle, and cut it to
+             --size. A network is any TorchScript file with the call of the I3D files that FVD scripts use:
              net(x, rescale=True, resize=True, return_features=True), x [b, 3, n, h, w] with pixels 0-255. It returns
              features [b, d], and with return_features=False the probabilities of classes [b, k].
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.folder import ANIMATIONS, FILMS, HIDDEN, clip_seconds, read_captions, read_clip
 from data.media import open_picture
-from sd21.command import device, fps, one_line, option, positive_int
+from sd21.command import device, fps, one_line, option, positive_int, size
 
 I3D_FRAMES = 10                     # with fewer, I3D pools its last features over too little time
 JUDGE = Path(__file__).parents[1] / "toy" / "judge" / "judge.fp16.safetensors"
@@ -30,7 +30,7 @@ class Protocol:
     network: Path | None = option(None, "network as TorchScript, a program: load what you trust (toy judge)", Path)
     frames: int = option(17, "frames of a window (17, Sec. 4.2)", positive_int)
     fps: float = option(4.0, "frames a second of a window (4)", fps)
-    size: int = option(128, "height and width of a frame in pixels (128)", positive_int)
+    size: int | str = option(128, "pixels of a frame: 128 (default) is square, 320x192 is width x height", size)
     batch: int = option(16, "windows at once (16)", positive_int)
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, ...", device)
 
@@ -59,7 +59,7 @@ def describe(settings):
 
 
 def read_window(path, protocol, rate=None):
-    """The middle of a clip: uint8 [n, size, size, 3]. `rate` is for a folder of pictures. Raises ValueError."""
+    """The middle of a clip: uint8 [n, H, W, 3]. `rate` is for a folder of pictures. Raises ValueError."""
     n, fps, moves = protocol.frames, protocol.fps, True
     try:
         if path.suffix.lower() in (".gif", ".webp", ".apng"):       # a file with one picture does not tell its length:
@@ -108,7 +108,7 @@ class Windows(torch.utils.data.Dataset):
         return ", ".join(sorted(sizes))
 
     def batches(self):
-        """Yields uint8 [b, n, size, size, 3] by turns. Worker processes read ahead. Raises ValueError."""
+        """Yields uint8 [b, n, H, W, 3] by turns. Worker processes read ahead. Raises ValueError."""
         workers = max(0, min((os.cpu_count() or 1) - 1, len(self) // 64))    # fewer clips are not worth a process
         loader = torch.utils.data.DataLoader(self, self.protocol.batch, num_workers=workers, collate_fn=list)
         for items in tqdm(loader, desc="reading and judging", mininterval=2):

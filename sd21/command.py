@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import field, fields
@@ -36,6 +37,37 @@ finite_float = _checked(float, math.isfinite, "want a finite number")
 share = _checked(float, lambda x: 0 <= x <= 1, "want a share, from 0 to 1")
 fps = _checked(float, lambda x: 0 < x <= 1000, "want more than 0 and at most 1000 frames a second")
 existing_path = _checked(Path, Path.exists, "there is no such folder or file")
+
+
+def height_width(size):
+    """(height, width) in pixels of a size: 320 (square) or "320x192" (width x height). Raises ValueError."""
+    numbers = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", str(size))
+    if not numbers:
+        raise ValueError(f"size {size}: want 1 to 9999 pixels, such as 320, or 320x192 (width x height)")
+    return int(numbers[2] or numbers[1]), int(numbers[1])
+
+
+def size_of(height, width):
+    """The size, as options, settings and JSON files hold it: 320 if both sides are equal, else "320x192"."""
+    return width if width == height else f"{width}x{height}"
+
+
+def size(text):
+    """An argparse type: the `size_of` a text, so that 320x320 is 320."""
+    try:
+        return size_of(*height_width(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+
+
+def check_multiple(size, multiple):
+    """ValueError, with the nearest sizes below and above, unless both sides are multiples of so many pixels."""
+    sides = height_width(size)
+    if any(side % multiple for side in sides):
+        nearest = [size_of(*(max(1, rounded(side / multiple)) * multiple for side in sides))
+                   for rounded in (math.floor, math.ceil)]
+        raise ValueError(f"size {size}: want a multiple of {multiple} pixels a side (autoencoder x U-Net levels), such "
+                         f"as {' or '.join(map(str, dict.fromkeys(nearest)))}")
 
 
 def device(text):

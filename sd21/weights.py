@@ -8,11 +8,13 @@ first tensor that is missing, unknown, of a wrong shape or not finite. Tensors a
 
 import inspect
 from collections import defaultdict, namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sd21.command import height_width
 from sd21.files import read_json, write_json, write_tensors
 from sd21.names import NOT_NEEDED, OWN_FILES, RENAME, RENAME_OLD, family, rename
 
@@ -182,6 +184,9 @@ def fill(parameters, tensors, piece=2**22):
 
 def fits(key, value, default):
     """Whether a config's value has the type of our default: a number, a text, true or false, a list of 1 to 10."""
+    if key == "size" and isinstance(value, str):                             # "320x192"; a square size is a number
+        with suppress(ValueError):
+            return bool(height_width(value))
     if isinstance(default, tuple):
         return type(value) in (list, tuple) and 0 < len(value) <= 10 and all(fits(key, x, default[0]) for x in value)
     if isinstance(default, float):

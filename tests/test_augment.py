@@ -25,9 +25,10 @@ def test_all_frames_of_a_window_change_alike(change):
 @every_change
 def test_a_change_keeps_size_and_type_and_is_drawn_anew(change):
     """Forty seeds: frames of the same shape and type, and many different ones?"""
-    results = draws(change)
-    assert all(frames.shape == NOISE.shape and frames.dtype == np.uint8 for frames in results)
-    assert len({frames.tobytes() for frames in results}) >= 15
+    for given in (NOISE, NOISE[:, :24], NOISE[:, :, :24]):                   # square, wide, tall
+        results = draws(change, given)
+        assert all(frames.shape == given.shape and frames.dtype == np.uint8 for frames in results)
+        assert len({frames.tobytes() for frames in results}) >= 6            # a wide one moves by a pixel at most
 
 
 @pytest.mark.parametrize("change", [augment.shift, augment.zoom], ids=["shift", "zoom"])
@@ -59,6 +60,16 @@ def test_a_zoom_enlarges_by_up_to_a_tenth():
     slopes = [(float(frames[0, 20, 34, 0]) - float(frames[0, 20, 5, 0])) / 29 for frames in draws(augment.zoom, ramp)]
     assert min(slopes) > 5 / 1.1 - 0.1 and max(slopes) < 5.1                 # breaks if it shrinks, or adds a border
     assert min(slopes) < 4.7 and max(slopes) > 4.9
+
+
+def test_a_zoom_squeezes_no_wide_picture():
+    """Ramps of slope 3 to the right and slope 5 downwards, in 60 x 30 pixels: are both flatter by one factor?"""
+    y, x = np.mgrid[:30, :60]
+    ramps = np.stack([3 * x, 5 * y, 0 * x], -1).astype(np.uint8)[None]
+    for frames in draws(augment.zoom, ramps):
+        right, down = (float(a) - float(b) for a, b in ((frames[0, 15, 54, 0], frames[0, 15, 5, 0]),
+                                                        (frames[0, 24, 30, 1], frames[0, 5, 30, 1])))
+        assert abs(right / (3 * 49) - down / (5 * 19)) < 0.02                # breaks if the box is square
 
 
 def test_a_grey_pixel_stays_grey():

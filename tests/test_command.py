@@ -39,6 +39,8 @@ def test_a_command_reports_a_wrong_option_in_one_line(module, more, monkeypatch,
     ("finite_float", {"-1.5": -1.5, "1e-4": 1e-4}, ["nan", "inf", "-inf", "x"]),
     ("share", {"0": 0.0, "1": 1.0, "0.3": 0.3}, ["-0.1", "1.5", "nan"]),
     ("seed", {"0": 0, "4294967295": 4294967295}, ["-1", "4294967296", "1.0"]),
+    ("size", {"320": 320, "320x320": 320, "320x192": "320x192", "9999": 9999, "1x2": "1x2"},
+     ["0", "-64", "10000", "32x0", "32x", "x32", "3.2", "32x16x8", "32 x 16", "wide", ""]),
     ("fps", {"0.5": 0.5, "1000": 1000.0}, ["0", "-2", "1001", "nan", "inf"]),
     ("device", {"cpu": "cpu"}, ["nonsense", "meta", "cpu:x"]),               # meta holds no numbers
     ("existing_path", {str(ROOT / "tests"): ROOT / "tests"}, [str(ROOT / "nowhere")])])

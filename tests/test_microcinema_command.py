@@ -206,7 +206,7 @@ def test_the_whole_cascade_from_the_command(tmp_path, capsys):
     ("--steps 0", "0 steps"), ("--steps 1001", "1001 steps"), ("--frames 0", "0 frames"),
     ("--device nonsense", "--device: nonsense"), ("--device meta", "--device: meta"), ("--eta 2", "eta 2"),
     ("--guidance nan", "guidance nan"), ("--lam inf", "lambda inf"),
-    ("--size 6400000000", "want a multiple"), ("--model nowhere", "nowhere"),
+    ("--size 6400000000", "want 1 to 9999 pixels"), ("--size 64x", "320x192 .width x height"), ("--model nowhere", "nowhere"),
     ("--between a.png", "two or more"), ("--fps 5", "5 fps"), ("--fps 0", "0 fps"), ("--fps nan", "nan fps"),
     ("--upscaler lanczos", "--upscaler: say"), ("--upscale 4 --upscaler twice.pt", "not 4 times"),
     ("--upscale 3", "does 4"), ("--between a.png b.png --image a.png", "--image: not allowed with argument --between"),
@@ -327,5 +327,5 @@ def test_what_lies_beyond_the_training_is_said(desk, quick, capsys):
     assert "trained" not in capsys.readouterr().out
     assert main(["a crimson circle", "--steps", "1", "--frames", "3", "--size", "64", "--out", "b.gif"]) == 0
     out = capsys.readouterr().out
-    assert "trained on 9 frames of 128x128" in out and "never had: crimson; it knows" in out
+    assert "trained on 9 frames of size 128;" in out and "never had: crimson; it knows" in out
     assert "b.gif: 3 frames" in out

@@ -19,7 +19,7 @@ from data.toyset import ToySet
 from microcinema import COMPONENT_CLASSES, encode_video
 from sampler import NoiseSchedule
 from sd21 import weights
-from sd21.command import fps, one_line, option, positive_int
+from sd21.command import fps, one_line, option, positive_int, size
 from sd21.files import read_json
 from sd21.layers import SpatialTransformer
 from sd21.text import Tokenizer
@@ -70,7 +70,7 @@ class Clips:
     clips: int = option(50_000, "how many clips of the toy set, or windows of yours", positive_int)
     frames: int = option(9, "N, frames of a clip (9, Sec. 4.1; 17 in the ablations)", positive_int)
     fps: float = option(2.0, "frames a second of a clip (2, Sec. 4.1); shorter clips need more", fps)
-    size: int = option(320, "height and width in pixels (320, Sec. 3.1)", positive_int)
+    size: int | str = option(320, "pixels: 320 (Sec. 3.1) is square, 320x192 is width x height", size)
     augment: tuple | None = option(None, "changes of each window to train on: none, or some of shift,zoom,colour,rate, "
                                    "see data/augment.py (default for --data: shift,colour)", augment.names)
     seed: int = 0
