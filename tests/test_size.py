@@ -56,6 +56,14 @@ def test_the_message_names_the_nearest_sizes(size, nearest):
         load_toy().settings(size=size)
 
 
+def test_pictures_and_latents_have_two_sides():
+    """Key frames of 64 x 40 pixels, latents of 6 x 8: the width fits. Is the height refused, and named as such?"""
+    with pytest.raises(ValueError, match="size 64x40: .* as 64x32 or 64$"):
+        load_toy().animate(PROMPT, torch.zeros(1, 3, 40, 64))
+    with pytest.raises(ValueError, match="size 64x48: .* as 64x32 or 64$"):
+        load_toy().interpolate_latents(torch.zeros(1, 4, 2, 6, 8), PROMPT)
+
+
 def test_a_sentence_becomes_a_wide_video(quick, tmp_path, capsys):
     """Key frame, video, frames between and the upscaler: is the file wide, and its line, and the command in it?"""
     options = "--size 64x32 --steps 1 --frames 2 --fps 8 --upscale 2 --upscaler lanczos --out".split()
