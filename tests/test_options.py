@@ -156,8 +156,14 @@ def test_a_model_folders_settings_come_between(own):
     assert (args.steps, args.batch, args.clips) == (3, 7, 50_000)            # breaks if the folder comes last
 
 
+def test_a_model_folder_may_ask_for_wide_clips(own):
+    """"size": "32x16" among its training settings: is it the option?"""
+    args = pretrain.parse(["vae", "--model", str(own(vae={"size": "32x16"})), "--out", "x"])
+    assert args.size == "32x16"                                              # breaks if --size takes only a number
+
+
 @pytest.mark.parametrize("setting", [{"colour": "red"}, {"lr": float("nan")}, {"lr": -1}, {"steps": "many"},
-                                     {"steps": True}, {"bf16": "false"}, {"bf16": 0}])
+                                     {"steps": True}, {"bf16": "false"}, {"bf16": 0}, {"size": "wide"}])
 def test_a_model_folders_settings_are_checked(own, setting, tmp_path, capsys):
     """An option that does not exist, values that make no sense, a flag that is a word: is the setting named?"""
     argv = ["vae", "--model", own(vae=setting), "--out", tmp_path / "x"]
