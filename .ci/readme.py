@@ -13,6 +13,9 @@ from PIL import Image
 # The first entry whose text is in the command shortens it, so the special cases come first.
 SHORTER = {"--upscale 4": "--steps 3 --frames 3", "microcinema.py": "--steps 3",
            "-m evaluation.toy_scores": "--prompts 2 --steps 2",
+           "-m evaluation.generate real": "--clips 20",
+           "-m evaluation.generate ours": "--clips 20 --steps 1 --key-frames true", "-m evaluation.fvd": "",
+           "-m evaluation.inception_score": "", "-m evaluation.clipsim": "",
            "train.py latents": "--batch 2 --clips 4 --frames 3 --device cpu",
            "train.py video": "--steps 2 --batch 2 --clips 4 --frames 3 --device cpu",
            "train.py tsr": "--steps 2 --batch 2 --clips 4 --device cpu",

@@ -6,7 +6,8 @@
     python -m evaluation.ablations first-stage --out study     Table 4: a weak and a strong image model
     python -m evaluation.ablations rho         --out study     how much of z^c is in a frame; the gamma that follows
 
-Name several at once, and each model is trained once for all of them. evaluation/study.py computes the numbers.
+Name several at once, and each model is trained once for all of them. evaluation/study.py computes the numbers. For n
+GPUs: `prepare` first, then n commands at once with --part 1 n, ..., --part n n, at last one without --part.
 our reading  The paper's row without AppearNet is Concat, so it stands for "without AIN" in Fig. 7. Rho is measured
              through 0, over all frames, since gamma z^c goes into the noise of all frames.
 """
@@ -26,7 +27,7 @@ from data.media import contact_sheet, from_pixels
 from data.toyset import ToySet
 from evaluation.study import Cell, OutOfTime, Settings, Study
 from evaluation.windows import read_window
-from sd21.command import ArgumentParser, add_options, from_args, run
+from sd21.command import ArgumentParser, add_options, from_args, positive_int, run
 from sd21.files import atomic_write, read_json, write_json
 from training.report import COLOURS
 
@@ -45,15 +46,18 @@ COLUMNS = "FVD", "toy FVD", "toy IS", "toy CLIPSIM", "shape", "colour", "motion"
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}     # Student's t: a mean of so many numbers
 
 
-def compute(study, titles):
-    """Computes all cells of these tables, model by model. Returns {cell: [its scores, one a seed]}. When --minutes have
-    passed, the lists hold what there is."""
+def compute(study, titles, k=1, n=1):
+    """Computes all cells of these tables, model by model; of n parts of the models only part k. Returns {cell: [its
+    scores, one a seed]}. When --minutes have passed, the lists hold what there is."""
     cells = {cell for title in titles for cell in TABLES[title].values()}
     first_seed_only = set(FIG_7.values()) - cells if "injection" in titles else set()
     results = {cell: [] for cell in cells | first_seed_only}
+    numbers = [(seed, cell) for seed, cell in itertools.product(range(study.settings.seeds), sorted(results))
+               if seed == 0 or cell in cells]
+    models = sorted({(seed, cell.inject, cell.lam) for seed, cell in numbers})
     try:
-        for seed, cell in itertools.product(range(study.settings.seeds), sorted(results)):
-            if seed == 0 or cell in cells:
+        for seed, cell in numbers:
+            if models.index((seed, cell.inject, cell.lam)) % n == k - 1:
                 results[cell].append(study.result(cell, seed))
     except OutOfTime:
         print(f"stopped after {study.settings.minutes:g} minutes; the same command goes on")
@@ -160,6 +164,13 @@ def measure_rho(study, frames, fps, data=None):
 def work(args):
     """The command: the tables that were named, then their figures, then the predicted gammas."""
     study, titles = Study(from_args(Settings, args)), [title for title in TABLES if title in args.what]
+    if "prepare" in args.what:
+        study.prepare()
+    if args.part != [1, 1]:
+        if not (args.out / "latents" / "trained.json").exists():
+            raise ValueError("--part: first the command with `prepare`, for everything that the parts share")
+        compute(study, titles, *args.part)
+        return
     results = compute(study, titles) if titles else {}
     for title in titles:
         write_table(study, title, results)
@@ -185,12 +196,16 @@ def main(argv=None):
     """The command line; see the top of the file. Returns the exit code."""
     parser = ArgumentParser("python -m evaluation.ablations", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=(*TABLES, "rho"), help="what to compute")
+    parser.add_argument("what", nargs="+", choices=(*TABLES, "rho", "prepare"), help="what to compute")
     parser.add_argument("--data", nargs=3, metavar=("FOLDER", "FRAMES", "FPS"), help="rho: a folder of clips as well")
+    parser.add_argument("--part", nargs=2, type=positive_int, metavar=("K", "N"), default=[1, 1],
+                        help="compute the k-th of n parts of the numbers, and no tables: for n processes at once")
     add_options(parser, Settings)
     args = parser.parse_args(argv)
     if args.data and "rho" not in args.what:
         parser.error("--data: goes with rho")
+    if args.part[0] > args.part[1]:
+        parser.error("--part K N: want K from 1 to N")
     return run(parser.prog, work, args, stopped="the same command goes on",
                out_of_memory="a smaller --batch takes less")
 

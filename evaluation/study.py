@@ -96,15 +96,24 @@ class Study:
             write_json({"seconds": round(time.monotonic() - began, 1)}, out / "trained.json")
         return out
 
+    def latents(self):
+        """The folder of the latents that all video models are trained on."""
+        s = self.settings
+        return self.train(s.out / "latents", train.main, "latents", "--for", "video", "--frames", s.frames,
+                          "--fps", s.fps)
+
+    def prepare(self):
+        """Makes everything that models share. Then several processes may compute parts of the numbers at once."""
+        return self.latents(), self.first_stage("weak"), self.truth
+
     def video_model(self, cell, seed):
         """The folder of the video model of a cell."""
         s, folder = self.settings, self.settings.out / "models" / f"{cell.inject}-{cell.lam:g}-{seed}"
-        shape = "--frames", s.frames, "--fps", s.fps
-        latents = self.train(s.out / "latents", train.main, "latents", "--for", "video", *shape)
-        return self.train(folder, train.main, "video", *shape, "--latents", latents, "--inject", cell.inject, "--lam",
-                          cell.lam, "--seed", seed, "--batch", s.train_batch, "--lr-temporal", 2e-3, "--lr-spatial",
-                          1.2e-3, "--warmup", 100, "--ema", 0.99, "--cooldown", 0.4, "--steps", s.steps,
-                          "--save-every", s.steps, "--sample-every", s.steps)
+        return self.train(folder, train.main, "video", "--frames", s.frames, "--fps", s.fps, "--seed", seed,
+                          "--latents", self.latents(), "--inject", cell.inject, "--lam", cell.lam,
+                          "--batch", s.train_batch, "--lr-temporal", 2e-3, "--lr-spatial", 1.2e-3, "--warmup", 100,
+                          "--ema", 0.99, "--cooldown", 0.4, "--steps", s.steps, "--save-every", s.steps,
+                          "--sample-every", s.steps)
 
     def load(self, overlay=None):
         """The MicroCinema of our model folder, with the parts that were trained in a folder."""

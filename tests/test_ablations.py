@@ -13,12 +13,11 @@ from evaluation import ablations, generate
 from evaluation import study as study_module
 from evaluation.ablations import difference, mean_and_deviation, predicted_gamma, rho_of
 from evaluation.study import Cell
-from evaluation.windows import JUDGE, Protocol, Windows
+from evaluation.windows import Protocol, Windows
 from sampler import NoiseSchedule, add_noise, appearance_noise
 from sd21.files import read_json
 
 TOY = Path(__file__).parents[1] / "toy"
-needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="toy/judge has no weights: see evaluation.judge")
 
 
 @pytest.fixture
@@ -46,7 +45,6 @@ def calls(monkeypatch):
     return lines
 
 
-@needs_judge
 @pytest.mark.slow
 def test_rows_of_table_2_differ_in_nothing_but_the_injection(tmp_path, model, calls, capsys):
     """Four rows, two seeds: does every pair of rows have the same seed, data, batch and steps? A table, a strip?"""
@@ -61,7 +59,6 @@ def test_rows_of_table_2_differ_in_nothing_but_the_injection(tmp_path, model, ca
     assert Image.open(tmp_path / "fig7.webp").height > 10 * 16               # two clips, of the truth and four models
 
 
-@needs_judge
 @pytest.mark.slow
 def test_nothing_is_made_twice(tmp_path, model, calls):
     """Table 4, then Table 3, then Table 4 without one of its numbers: what is trained, what is generated?"""
@@ -82,7 +79,6 @@ def test_nothing_is_made_twice(tmp_path, model, calls):
     assert not list(tmp_path.rglob("*.checkpoint.safetensors"))              # they would fill the disk
 
 
-@needs_judge
 @pytest.mark.slow
 def test_fig_6_has_a_line_for_each_lambda(tmp_path, model, monkeypatch):
     """Two lambdas by two gammas: the plot, the table and the predicted gamma."""
@@ -98,7 +94,21 @@ def test_fig_6_has_a_line_for_each_lambda(tmp_path, model, monkeypatch):
     assert read_json(tmp_path / "results" / "rho-toy-3-frames-2-fps.json")["rho"] > 0
 
 
-@needs_judge
+@pytest.mark.slow
+def test_two_parts_are_the_whole(tmp_path, model, calls, capsys):
+    """After `prepare`, each of two parts trains the model of one seed; then the table needs nothing more."""
+    assert study("prompts", tmp_path, model, "--part", 1, 2) == 2
+    assert "first the command with `prepare`" in capsys.readouterr().err
+    assert study("prepare", tmp_path, model) == 0
+    assert [call["stage"] for call in calls] == ["latents", "image"]
+    for k, seed in ((1, "0"), (2, "1")):
+        assert study("prompts", tmp_path, model, "--part", k, 2) == 0
+        assert calls[-1]["--seed"] == seed and len(calls) == 2 + k           # breaks if a part does everything
+    assert "| plain (" not in capsys.readouterr().out
+    assert study("prompts", tmp_path, model) == 0 and len(calls) == 4
+    assert "| plain (2) |" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_study_ends_in_time_with_what_it_has(tmp_path, model, calls, capsys):
     """After no time nothing is begun; the table has the truth alone. Other settings are refused."""

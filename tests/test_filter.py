@@ -9,6 +9,7 @@ from test_folder import describe, write_clip
 
 from data import filter as data_filter
 from data.folder import Clip, FolderSet
+from data.toyset import frame_times, render, scene_of
 
 
 def run(*argv):
@@ -214,6 +215,20 @@ def test_the_text_image_score_takes_any_clip_as_torchscript(merges, tmp_path, ca
     assert rows[0]["score"] == pytest.approx((white + 1) / np.sqrt(2 * (white**2 + 1)), abs=0.001)
 
 
+def test_the_toy_judge_needs_no_download(tmp_path):
+    """A red star moves to the right in three files, with three captions: right, another colour, another shape."""
+    frames = render(scene_of("star", "red", "moving right", seed=1), frame_times(9, 2.0))
+    first, *others = map(Image.fromarray, frames)
+    for name in "abc":
+        first.save(tmp_path / f"{name}.webp", save_all=True, append_images=others, duration=500, quality=95)
+    captions = ["a red star moving right", "a blue star moving right", "a red square moving right"]
+    describe(tmp_path, a__webp=captions[0], b__webp=captions[1], c__webp=captions[2])
+    assert run(tmp_path, "--clip", "toy") == 0
+    rows = [json.loads(line) for line in open(tmp_path / "metadata.filtered.jsonl")]
+    right, other_colour, other_shape = (row["score"] for row in rows)
+    assert right > 0.8 and right > other_colour + 0.2 and right > other_shape + 0.2
+
+
 def test_a_bad_option_is_one_line_and_nothing_is_overwritten(merges, tmp_path, capsys):
     """No folder, swapped thresholds, a score without a CLIP, two files that are no CLIP, half of a CLIP, ..."""
     three_clips(tmp_path)
@@ -229,7 +244,7 @@ def test_a_bad_option_is_one_line_and_nothing_is_overwritten(merges, tmp_path, c
                  [*judge, "--score", 1.1], [*judge, "--score", -1.1], [tmp_path, "--score", -0.5],
                  [tmp_path, "--motion", "nan", "nan"], [tmp_path, "--fps", "inf"],
                  [tmp_path, "--fps", 0], [tmp_path, "--clip", tmp_path / "other.pt"],
-                 [tmp_path, "--merges", merges]):
+                 [tmp_path, "--merges", merges], [tmp_path, "--clip", "toy", "--merges", merges]):
         assert run(*argv) == 2
         message = capsys.readouterr().err
         assert message.startswith("python -m data.filter: ") and message.count("\n") == 1

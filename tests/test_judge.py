@@ -12,7 +12,6 @@ from evaluation.judge import CLASSES, ImageTextPair, LabelledClips, ToyScore, Vi
 from evaluation.windows import Protocol
 
 JUDGE = Path(__file__).parents[1] / "toy" / "judge"
-needs_judge = pytest.mark.skipif(not JUDGE.exists(), reason="toy/judge has no weights: see evaluation.judge")
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +93,11 @@ def test_a_folder_without_a_judge_is_refused_in_one_line(tmp_path):
         load_judge("cpu", tmp_path)
 
 
-@needs_judge
 def test_the_shipped_judge_is_small():
     """At most 3 MB, in float16."""
     assert sum(path.stat().st_size for path in JUDGE.iterdir()) < 3e6
 
 
-@needs_judge
 @pytest.mark.slow
 def test_the_shipped_pair_knows_shape_and_colour():
     """32 held-out pictures: is the right caption nearer than one with another colour, and one with another shape?"""
@@ -114,10 +111,9 @@ def test_the_shipped_pair_knows_shape_and_colour():
         words = (thing.colour, thing.shape), (colour, thing.shape), (thing.colour, shape)
         fits = [score(picture, f"a {c} {s} {thing.motion}") for c, s in words]
         right.append([fits[0] > fits[1], fits[0] > fits[2]])
-    assert (np.mean(right, axis=0) >= 0.8).all()                             # chance: 0.5
+    assert (np.mean(right, axis=0) >= 0.9).all()                             # chance: 0.5
 
 
-@needs_judge
 @pytest.mark.slow
 def test_the_shipped_classifier_knows_motion():
     """Each motion once, of a blue cross: how many of ten are recognised? Chance: one."""
@@ -126,4 +122,4 @@ def test_the_shipped_classifier_knows_motion():
         clip = torch.from_numpy(render(scene_of("cross", "blue", motion, seed=3), frame_times(17, 4.0)))
         answers = network.answers(network(clip.permute(3, 0, 1, 2)[None].float(), return_features=True))
         right.append(CLASSES[2][answers[2].argmax()] == motion)
-    assert sum(right) >= 8
+    assert sum(right) >= 9

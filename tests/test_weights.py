@@ -263,13 +263,13 @@ def test_saving_never_leaves_half_a_file(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_toy_model_is_complete_and_small():
-    """Does every component load? Are all files together under 32 MiB, and none above 12? Is the video model a grown
+    """Does every component load? Are all files together under 36 MiB, and none above 12? Is the video model a grown
     image model?"""
     toy = ROOT / "toy"
     models = {name: load(name, toy) for name in COMPONENT_CLASSES}
     assert all(p.isfinite().all() for model in models.values() for p in model.parameters())
     sizes = [file.stat().st_size for file in toy.rglob("*") if file.is_file()]
-    assert sum(sizes) < 32 * 2**20 and max(sizes) < 12 * 2**20
+    assert sum(sizes) < 36 * 2**20 and max(sizes) < 12 * 2**20
     grown = VideoModel.grow(models["unet"])
     assert {n: p.shape for n, p in grown.state_dict().items()} == \
         {n: p.shape for n, p in models["video"].state_dict().items()}
