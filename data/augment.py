@@ -42,6 +42,7 @@ def rate(fps, slowest, random):
 
 CHANGES = {"shift": shift, "zoom": zoom, "colour": colour}
 DEFAULT = ("shift", "colour")       # zoom blurs pixel art; rate repeats or drops frames if a file has few a second
+FEW = 1000                          # clips: DEFAULT helped with 525, and harmed with 1,800 (docs/few-clips.md)
 
 
 def names(text):

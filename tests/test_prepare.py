@@ -5,6 +5,7 @@ import pytest
 from conftest import run
 from test_folder import describe, write_clip
 
+from data import augment
 from data.folder import FolderSet
 from data.toyset import ToySet
 from training.prepare import Clips, describe_set, through_the_autoencoder
@@ -75,6 +76,17 @@ def test_the_psnr_of_the_autoencoder_is_that_of_255_levels(error, decibels, warn
     """An error of one level of 255, and of ten: 20 log10(255) and 20 log10(25.5). Which one gets a warning?"""
     line = through_the_autoencoder(Cinema(error), ToySet(2, frames=3, size=16))
     assert f"{decibels} dB" in line and ("pretrain vae" in line) == warns and "\n" not in line
+
+
+@pytest.mark.parametrize("few, asked, changes", [(10, None, ("shift", "colour")), (9, None, ()), (10, (), ()),
+                                                 (9, ("zoom",), ("zoom",))])
+def test_only_few_clips_are_augmented_by_default(tmp_path, monkeypatch, capsys, few, asked, changes):
+    """Nine clips to train on, and one held out: by default, are fewer than `few` augmented? Is a choice kept?"""
+    two_sets(tmp_path, ["x"] * 10)
+    monkeypatch.setattr(augment, "FEW", few)
+    clips = Clips(data=tmp_path, clips=4, frames=3, fps=4, size=8, augment=asked)
+    assert [dataset.augment for dataset in clips.two_sets()] == [changes, ()]
+    assert f"augmented by: {', '.join(changes) or 'nothing'}\n" in capsys.readouterr().out
 
 
 def test_held_out_windows_are_not_augmented(tmp_path):

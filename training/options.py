@@ -4,7 +4,6 @@ import argparse
 
 import torch
 
-from data import augment
 from sd21.command import ArgumentParser, add_options, from_args, run
 from sd21.weights import component
 from training.distributed import all_gather, processes, rank
@@ -47,7 +46,6 @@ def parse(parser, stages, argv):
         parser.error("--data and --latents: choose one; latents are clips already")
     if args.augment and not args.data:
         parser.error("--augment: needs --data; latents were augmented when they were made, and the toy set has no need")
-    args.augment = augment.DEFAULT if args.data and args.augment is None else args.augment
     return args
 
 

@@ -72,7 +72,8 @@ class Clips:
     fps: float = option(2.0, "frames a second of a clip (2, Sec. 4.1); shorter clips need more", fps)
     size: int | str = option(320, "pixels: 320 (Sec. 3.1) is square, 320x192 is width x height", size)
     augment: tuple | None = option(None, "changes of each window to train on: none, or some of shift,zoom,colour,rate, "
-                                   "see data/augment.py (default for --data: shift,colour)", augment.names)
+                                   "see data/augment.py (default: shift,colour for fewer than 1,000 clips of --data)",
+                                   augment.names)
     seed: int = 0
     windows: tuple = ()             # frame rates of the windows, where they are not all at `fps`
 
@@ -90,10 +91,13 @@ class Clips:
     def dataset(self, count, held_out=False):
         """`count` of them as a dataset: of the held-out tenth, or of the rest."""
         options = (count, self.frames, self.fps, self.size, self.seed, held_out, self.windows)
-        changes = () if held_out else self.augment or ()
-        dataset = FolderSet(self.data, *options, changes) if self.data else ToySet(*options)
-        if self.data and not held_out:
-            print(f"{self.data}: {dataset.summary()}")
+        if not self.data:
+            return ToySet(*options)
+        dataset = FolderSet(self.data, *options, () if held_out else self.augment or ())
+        if not held_out:
+            if self.augment is None and len(dataset.clips) < augment.FEW:
+                dataset.augment = augment.DEFAULT
+            print(f"{self.data}: {dataset.summary()}; augmented by: {', '.join(dataset.augment) or 'nothing'}")
         return dataset
 
     def two_sets(self):
@@ -128,7 +132,8 @@ def describe_set(train_set, held_out):
     stills = (changes < 0.001).float().mean().item()
     motion = f"; motion {changes.median():.4f} (median), {stills:.0%} stills" if train_set.frames > 1 else ""
     advice = {f"--clips {20 * clips}, for 20 windows of a clip": len(train_set) < 20 * clips,
-              "--patience 10, since so few clips are soon learnt by heart": clips < 1000,
+              "--patience 10, since so few clips are soon learnt by heart": clips < augment.FEW,
+              "--start toy, for models of its sizes": clips < augment.FEW and train_set.frames > 1,
               "sampling with --guidance 1, since most captions name a single clip": 2 * distinct > clips,
               "data.filter, which leaves out stills": stills > 0.25 and train_set.frames > 1}
     return (f"{clips} clips, {distinct} distinct captions; of {len(held_out.clips)} held-out clips, {known} have only "
@@ -151,8 +156,9 @@ def write_latents(run, clips, recipe):
         raise ValueError("latents: takes one process, not torchrun")
     vae = load(weights.component("vae", recipe.model), run)
     key = {"data": str(clips.data or "toy set"), "model": str(recipe.model), "seed": run.seed, "bf16": run.bf16}
-    key |= clips.cache_key(vae) | ({"augment": list(clips.augment)} if clips.augment else {})
-    latents.write(partial(encode_video, vae), clips.two_sets(), run.out, run.batch, run.device, key)
+    sets = clips.two_sets()
+    key |= clips.cache_key(vae) | ({"augment": list(sets[0].augment)} if clips.data else {})
+    latents.write(partial(encode_video, vae), sets, run.out, run.batch, run.device, key)
     print(f"{run.out}: {clips.clips} clips of {clips.frames} frames")
 
 
