@@ -6,7 +6,7 @@
 
 A run is a set, a recipe and a seed. It writes results/SET-RECIPE-SEED.json; with the first seed also two strips. The
 same command trains only what is missing, and resumes what was stopped. --recipes, --seeds: some of them. --gpus N: N
-runs at once, each on its own GPU. `--device cpu --share 0.002` tries everything in minutes; its scores mean nothing.
+runs at once on as many GPUs. `--device cpu --share 0.002` tries everything in minutes; its scores mean nothing.
 
 The autoencoder and the image model of a set are trained once, with seed 0; the seeds are those of stage video.
 """
@@ -45,7 +45,8 @@ RECIPES = {"baseline": "", "best": "--keep best", "shift and colour": "--augment
            "zoom": "--augment shift,colour,zoom", "rate": "--augment rate", "drop text 0.3": "--drop-text 0.3",
            "weight decay 0.1": "--weight-decay 0.1", "narrow": "", "from toy": f"--start {ROOT / 'toy'}",
            "best + longer": "--steps 4000 --keep best --patience 10",
-           "best + shift and colour": "--keep best --augment shift,colour"}
+           "best + shift and colour": "--keep best --augment shift,colour",
+           "best + shift and colour + from toy": f"--keep best --augment shift,colour --start {ROOT / 'toy'}"}
 NARROW = {"block_out_channels": [32, 40, 48], "attention_head_dim": [2, 2, 3]}           # a third of the parameters
 SAMPLING = {"guidance 1": {"guidance": 1.0, "steps": 15}, "guidance 3": {"guidance": 3.0, "steps": 15},
             "guidance 0": {"guidance": 0.0, "steps": 15}, "guidance 1, 4 steps": {"guidance": 1.0, "steps": 4}}
@@ -170,9 +171,9 @@ def score_attributes(args, cinema):
 
 
 def run_all(args, work, task):
-    """Runs this script once for each (set, recipe, seed) of `work`, --gpus at a time, each with a GPU of its own."""
+    """Runs this script once for each (set, recipe, seed) of `work`, --each at a time on each of --gpus."""
     free = queue.Queue()
-    for gpu in range(args.gpus):
+    for gpu in args.each * [*range(args.gpus)]:
         free.put(gpu)
 
     def one(name, recipe, seed):
@@ -186,7 +187,7 @@ def run_all(args, work, task):
             print(f"{task} {name}, {recipe}, seed {seed}: {'done' if done.returncode == 0 else f'failed, see {log}'}")
         finally:
             free.put(gpu)
-    with ThreadPoolExecutor(args.gpus) as pool:
+    with ThreadPoolExecutor(args.gpus * args.each) as pool:
         list(pool.map(lambda item: one(*item), work))
 
 
@@ -254,7 +255,8 @@ def main(argv=None):
     add("--recipes", nargs="+", type=one_of(RECIPES), default=list(RECIPES), help="some of them (default: all)")
     add("--seeds", nargs="+", type=natural, default=[0, 1], help="seeds of the runs (default: 0 1)")
     add("--windows", type=positive_int, default=64, help="held-out windows to score (default 64)")
-    add("--gpus", type=positive_int, default=1, help="runs at once, each on its own GPU (default 1)")
+    add("--gpus", type=positive_int, default=1, help="how many GPUs share the runs (default 1)")
+    add("--each", type=positive_int, default=1, help="runs at once on each GPU (default 1)")
     add("--share", type=share, default=1.0, help="share of the steps, windows and batch, to try the script (default 1)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--only", nargs=4, metavar=("TASK", "SET", "RECIPE", "SEED"), help="one run, as this script starts it itself")
