@@ -1,7 +1,7 @@
 """The paper's data filter: Sec. 4 "Datasets" leaves out "a low CLIP score" and "excessively high or low motions".
 
     python -m data.filter my_clips                                       measure every clip, print a histogram
-    python -m data.filter my_clips --motion 0.001 0.5 --out kept.jsonl   filter; then train.py video --data kept.jsonl
+    python -m data.filter my_clips --motion 0.001 0.5 --out kept.jsonl   filter; then --data kept.jsonl in training
 
 our reading  The paper gives neither measures nor thresholds. Motion is the mean absolute difference between adjacent
              frames at the rate of training, from 0 to 1. It tells stills and hard cuts from motion.
@@ -58,7 +58,7 @@ class ClipScore:
 
 def toy_score():
     """toy/judge in place of CLIP: nothing to download, but it knows only the toy world."""
-    from evaluation.judge import ToyScore                           # a network; nothing else in data/ needs one
+    from evaluation.judge import ToyScore                           # late, since it imports this module
     return ToyScore()
 
 
@@ -80,8 +80,7 @@ def filter_clips(args):
         raise ValueError("the text-image score takes --clip toy, or both --clip FILE and --merges FILE")
     folder = args.folder.parent if args.folder.is_file() else args.folder
     out = args.out or folder / "metadata.filtered.jsonl"
-    inputs = args.folder, None if toy else args.clip, args.merges, folder / "metadata.jsonl"
-    check_output(out, [".jsonl"], inputs)
+    check_output(out, [".jsonl"], [args.folder, args.merges, folder / "metadata.jsonl", None if toy else args.clip])
     if out.resolve().parent not in (folder.resolve(), *folder.resolve().parents):    # it names only files below it
         raise ValueError(f"{out}: want a file in the clips' folder or in one around it")
     score = toy_score() if toy else ClipScore(args.clip, args.merges) if args.clip else None

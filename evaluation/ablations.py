@@ -1,13 +1,13 @@
 """The paper's ablations in small: Sec. 4.2 and 4.3, Tables 2 to 4, Fig. 6 and 7, with error bars over training seeds.
 
-    python -m evaluation.ablations injection   --out study     Table 2, and a strip as Fig. 7
+    python -m evaluation.ablations injection   --out study     Table 2, and a strip like Fig. 7
     python -m evaluation.ablations noise       --out study     Fig. 6: lambda by gamma, with the predicted gamma
     python -m evaluation.ablations prompts     --out study     Table 3: a plain and a well-written prompt
     python -m evaluation.ablations first-stage --out study     Table 4: a weak and a strong image model
     python -m evaluation.ablations rho         --out study     how much of z^c is in a frame; the gamma that follows
 
 Name several at once, and each model is trained once for all of them. evaluation/study.py computes the numbers. For n
-GPUs: `prepare` first, then n commands at once with --part 1 n, ..., --part n n, at last one without --part.
+GPUs: `prepare` first, then n commands at once with --part 1 n, ..., --part n n, finally one without --part.
 our reading  The paper's row without AppearNet is Concat, so it stands for "without AIN" in Fig. 7. Rho is measured
              through 0, over all frames, since gamma z^c goes into the noise of all frames.
 """
@@ -16,6 +16,7 @@ import itertools
 import math
 import statistics
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ PAPER = {"concat": "15.83, 688.92", "add_dec": "27.90, 589.59", "add_encdec": "2
          "add_encdec_spade": "29.63, 508.56", "plain": "29.79, 374.05", "caption": "32.07, 336.40",
          "weak": "31.25, 412.53", "strong": "32.07, 336.40"}
 COLUMNS = "FVD", "toy FVD", "toy IS", "toy CLIPSIM", "shape", "colour", "motion", "still", "colour_drift", "size_drift"
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}     # Student's t: a mean of so many numbers
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}     # Student's t, by the number of seeds
 
 
 def compute(study, titles, k=1, n=1):
@@ -55,12 +56,10 @@ def compute(study, titles, k=1, n=1):
     numbers = [(seed, cell) for seed, cell in itertools.product(range(study.settings.seeds), sorted(results))
                if seed == 0 or cell in cells]
     models = sorted({(seed, cell.inject, cell.lam) for seed, cell in numbers})
-    try:
+    with suppress(OutOfTime):
         for seed, cell in numbers:
             if models.index((seed, cell.inject, cell.lam)) % n == k - 1:
                 results[cell].append(study.result(cell, seed))
-    except OutOfTime:
-        print(f"stopped after {study.settings.minutes:g} minutes; the same command goes on")
     return results
 
 
@@ -153,10 +152,10 @@ def measure_rho(study, frames, fps, data=None):
     s, name = study.settings, f"rho-{data.stem if data else 'toy'}-{frames}-frames-{fps:g}-fps"
     path = s.out / "results" / f"{name}.json"
     if not path.exists():
-        options = (min(256, s.clips), frames, fps, study.size, 0, True)
-        clips, cinema = FolderSet(data, *options) if data else ToySet(*options), study.load()
+        options = {"count": min(256, s.clips), "frames": frames, "fps": fps, "size": study.size, "held_out": True}
+        clips, cinema = FolderSet(data, **options) if data else ToySet(**options), study.load()
         z = torch.cat([cinema.encode_frames(from_pixels(clips[i]["frames"][None])).cpu() for i in range(len(clips))])
-        alpha_bar = cinema.schedule.timesteps(s.sampling_steps)[0][1]
+        alpha_bar = cinema.schedule.timesteps(s.sampling_steps)[0][1]        # at the first step, t = 999
         write_json({"rho": rho_of(z), "gamma": predicted_gamma(rho_of(z), alpha_bar)}, path)
     return read_json(path)
 
@@ -165,7 +164,8 @@ def work(args):
     """The command: the tables that were named, then their figures, then the predicted gammas."""
     study, titles = Study(from_args(Settings, args)), [title for title in TABLES if title in args.what]
     if "prepare" in args.what:
-        study.prepare()
+        with suppress(OutOfTime):
+            study.prepare()
     if args.part != [1, 1]:
         if not (args.out / "latents" / "trained.json").exists():
             raise ValueError("--part: first the command with `prepare`, for everything that the parts share")

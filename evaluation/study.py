@@ -59,7 +59,7 @@ class Settings:
     guidance: float = option(1.0, "guidance scale of stage two (1: half the work of any other)", finite_float)
     batch: int = option(64, "generated clips at once (64)", positive_int)
     minutes: float = option(math.inf, "begin nothing new after this time; the same command goes on", positive_float)
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, ...", device)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", device)
 
 
 class Study:
@@ -70,15 +70,18 @@ class Study:
         self.protocol = Protocol(None, settings.frames, settings.fps, self.size, device=settings.device)
         self.scenes = generate.held_out_scenes(settings.clips)
         self.captions = [scene.caption() for scene in self.scenes]
-        own = ("out", "seeds", "batch", "minutes", "device")        # may change from call to call
-        shared = {key: str(value) for key, value in asdict(settings).items() if key not in own}
-        shared, record = shared | {"judge": self.protocol.load()[1]["network"]}, settings.out / "study.json"
+        may_change = ("out", "seeds", "batch", "minutes", "device")
+        shared = {key: str(value) for key, value in asdict(settings).items() if key not in may_change}
+        shared["judge"] = self.protocol.load()[1]["network"]
+        record = settings.out / "study.json"
         if record.exists() and read_json(record) != shared:
             raise ValueError(f"{settings.out}: was begun with other settings, see study.json; name a new --out")
         write_json(shared, record)
+        self.networks                                               # fail here rather than after the first training
 
     def check_time(self):
         if time.monotonic() - self.began > 60 * self.settings.minutes:
+            print(f"stopped after {self.settings.minutes:g} minutes; the same command goes on")
             raise OutOfTime
 
     def train(self, out, main, stage, *argv):
@@ -104,7 +107,9 @@ class Study:
 
     def prepare(self):
         """Makes everything that models share. Then several processes may compute parts of the numbers at once."""
-        return self.latents(), self.first_stage("weak"), self.truth
+        self.latents()
+        self.first_stage("weak")
+        self.truth
 
     def video_model(self, cell, seed):
         """The folder of the video model of a cell."""
@@ -127,10 +132,11 @@ class Study:
         if kind == "true":
             return None
         s = self.settings
-        weak = kind == "weak" and self.train(
-            s.out / "models" / "weak", pretrain.main, "image", "--batch", 4 * s.train_batch, "--steps", s.weak_steps,
-            "--save-every", s.weak_steps, "--sample-every", s.weak_steps)
-        return functools.partial(self.load(weak or None).key_frame, steps=s.sampling_steps)
+        weights = None                                              # the model folder's own
+        if kind == "weak":
+            weights = self.train(s.out / "models" / "weak", pretrain.main, "image", "--batch", 4 * s.train_batch,
+                                 "--steps", s.weak_steps, "--save-every", s.weak_steps, "--sample-every", s.weak_steps)
+        return functools.partial(self.load(weights).key_frame, steps=s.sampling_steps)
 
     @functools.cached_property
     def networks(self):

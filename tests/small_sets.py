@@ -39,8 +39,8 @@ SETS = {"emoji": {"fps": 5, "frames": 9}, "babyai": {"fps": 8, "frames": 9}, "sp
 STAGES = {"vae": "--steps 1500 --batch 16 --clips 10000", "image": "--steps 2500 --batch 128 --clips 6000",
           "video": "--steps 1200 --batch 32 --clips 6000 --lr-temporal 2e-3 --lr-spatial 1.2e-3"}
 ALL_STAGES = "--ema 0.995 --warmup 100 --cooldown 0.4 --save-every 100 --sample-every 100000 --keep last --augment none"
-# What stage video adds to the above. The first is the recipe of docs/training.md, before there was any choice. "from
-# toy": with the autoencoder of the set, since the shipped one gives these clips back at 12 to 16 dB.
+# What stage video adds to the above; the first adds nothing. "from toy": with the autoencoder of the set, since the
+# shipped one gives these clips back at 12 to 16 dB.
 RECIPES = {"baseline": "", "best": "--keep best", "shift and colour": "--augment shift,colour",
            "zoom": "--augment shift,colour,zoom", "rate": "--augment rate", "drop text 0.3": "--drop-text 0.3",
            "weight decay 0.1": "--weight-decay 0.1", "narrow": "", "from toy": f"--start {ROOT / 'toy'}",
@@ -64,7 +64,7 @@ def one_of(choices):
 
 
 def file_of(args, name, recipe, seed):
-    """The row of a run."""
+    """The file with the row of a run."""
     return args.results / f"{name}-{recipe.replace(' ', '_')}-{seed}.json"
 
 
@@ -87,7 +87,7 @@ def train(args, stage, name, seed, model, out, more=""):
     for k, option in enumerate(options):                                     # --share
         if option in ("--steps", "--clips", "--batch", "--save-every"):
             options[k + 1] = str(max(2, round(int(options[k + 1]) * args.share)))
-    fps = SETS[name]["fps"] * (2 if stage == "vae" else 1)                   # its windows always have 9 frames
+    fps = SETS[name]["fps"] * (2 if stage == "vae" else 1)                   # 9 frames must fit into a clip
     subprocess.run([sys.executable, *module, stage, "--model", model, "--data", getattr(args, name), "--out", out,
                     "--device", args.device, "--seed", str(seed), "--fps", str(fps), *options], check=True, cwd=ROOT)
 
@@ -139,8 +139,9 @@ def train_and_score(args, name, recipe, seed):
 
 
 def score_attributes(args, cinema):
-    """{attribute: share that is right} of held-out sprites that were drawn from their captions alone: those of the
-    nearest rendered truth. It is sought from the caption's on, one attribute after the other, twice."""
+    """{attribute: share that is right} of held-out sprites that were drawn from their captions alone. A video has the
+    attributes of the nearest rendered sprite. The search begins with the caption's and changes one attribute at a
+    time, in two passes."""
     from make_sprites import GARMENTS, PLACES, VERBS, Layers
     from PIL import Image
     layers, size = Layers(args.layers), cinema.sampling.size
