@@ -14,10 +14,14 @@ from safetensors.torch import save_file
 def atomic_write(path):
     """Yields a temporary path to write a file or a folder to, which is renamed to `path` if the block ends well.
     It has the same file name, which chooses a format, in a new folder `.NAME.part` beside `path`. That folder is always
-    removed; after a kill, by the next write. Two processes must not write the same path at the same time."""
+    removed; after a kill, by the next write. Two processes must not write the same path at the same time. OSError if
+    there is a folder of that name with other files."""
     path = Path(path)
     folder = path.with_name(f".{path.name}.part")
     new, old = folder / path.name, folder / f"{path.name}.old"
+    # safetensors writes .tmp... first, and a kill may leave it.
+    if folder.is_dir() and any(not name.startswith((path.name, ".tmp")) for name in os.listdir(folder)):
+        raise OSError(f"{folder}: holds files that no unfinished write left; move it away")
     if old.exists() and not path.exists():                      # a run was killed between the two renames below
         old.rename(path)
     shutil.rmtree(folder, ignore_errors=True)

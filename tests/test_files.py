@@ -97,9 +97,20 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
     path = tmp_path / "a.txt"
     subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
     assert os.listdir(tmp_path) == [".a.txt.part"]
+    (tmp_path / ".a.txt.part" / ".tmpU4huFa").touch()                       # as safetensors names its unfinished file
     with atomic_write(path) as part:
         part.write_text("new")
     assert os.listdir(tmp_path) == ["a.txt"]                                # breaks if every write has its own name
+
+
+def test_a_persons_folder_of_that_name_is_not_removed(tmp_path):
+    """A folder with the temporary name and a file of its own: is the write refused, in one line, and the file kept?"""
+    (tmp_path / ".a.gif.part").mkdir()
+    (tmp_path / ".a.gif.part" / "thesis.txt").write_text("mine")
+    with pytest.raises(OSError, match="move it away") as raised, atomic_write(tmp_path / "a.gif") as part:
+        part.write_text("new")
+    assert "\n" not in str(raised.value) and not (tmp_path / "a.gif").exists()
+    assert (tmp_path / ".a.gif.part" / "thesis.txt").read_text() == "mine"   # breaks if the folder is always removed
 
 
 # ---- JSON ----
