@@ -329,7 +329,7 @@ def make_video(args, command):
     if not args.prompt.strip():
         raise ValueError("the prompt is empty: say what should be seen, and how it moves")
     words = re.findall(r"[^\W_]+", args.prompt.lower())                      # letters and digits of all scripts
-    name = "-".join(words)[:60] or f"video-{random.Random(args.prompt).getrandbits(32):08x}"        # such as ☀
+    name = "-".join(words)[:50] or f"video-{random.Random(args.prompt).getrandbits(32):08x}"        # such as ☀
     out = args.out or Path(f"{name}{f'-{args.seed}' if args.seed else ''}.gif")       # file systems allow 255 bytes
     check_output(out, inputs=[args.image, *(args.between or ()), args.model, args.weights, args.merges, args.upscaler])
     if args.between and len(args.between) < 2:

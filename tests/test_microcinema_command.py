@@ -243,6 +243,8 @@ def test_every_prompt_and_seed_has_its_own_file_name(desk, monkeypatch):
                          ("a red circle", 2), ("一只 cat", 0), ("两只 cat", 0)):
         exit_code(prompt, "--seed", seed)
     assert len(set(names)) == 8 and names[4] == "a-red-circle.gif"           # breaks if only a to z count
+    exit_code("𐐀" * 80, "--seed", 4_294_967_295)                            # four bytes a letter
+    assert len(f".{names[-1]}.part".encode()) <= 255
 
 
 def test_an_empty_prompt_is_refused(desk, capsys, quick):
