@@ -115,6 +115,8 @@ def run(name, function, *args, stopped="nothing was written", out_of_memory=""):
     """Calls function(*args); returns the exit code of the command `name`: 0, or the int that the function returned.
     ValueError, OSError and a lack of memory become one line on stderr and code 2, Ctrl-C one line and 130. Any other
     exception is a bug and passes through. stopped: what a stopped command leaves; out_of_memory: what to try."""
+    with suppress(AttributeError):                              # a notebook's stdout cannot be changed
+        sys.stdout.reconfigure(errors="replace")                # a terminal that has no such letter shows "?"
     try:
         code = function(*args) or 0
         sys.stdout.flush()

@@ -128,3 +128,11 @@ def test_output_that_nobody_reads_on_is_no_error():
     assert process.stdout.readline() == "0\n"
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0              # breaks without BrokenPipeError
+
+
+def test_a_letter_that_a_terminal_lacks_stops_nothing():
+    """A terminal of ASCII alone, and a Chinese file name: a question mark, or an error behind a finished video?"""
+    program = "from sd21 import command; raise SystemExit(command.run('x', print, '圆.gif: 9 frames'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "?.gif: 9 frames\n", "")
