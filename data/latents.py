@@ -48,7 +48,8 @@ def loader(clips, indices, batch):
 def _encode(encode_video, clips, indices, batch, device, quiet=False):
     """(z_0 float16 [k, 4, n, h, w] on the device, captions, names) of the clips with these indices."""
     z, captions, names = [], [], []
-    batch = 1 if device == "cpu" else batch                                  # stays in the cache: 1.6 times faster
+    if device == "cpu":
+        batch = max(1, 9 // clips.frames)                                    # 9 frames fit into the cache, 36 do not
     for items in tqdm(loader(clips, indices, batch), desc="encoding the clips", mininterval=2, disable=quiet):
         z.append(encode_video(from_pixels(items["frames"].to(device))).half())
         captions += items["caption"]
