@@ -48,6 +48,6 @@ FEW = 1000                          # clips: DEFAULT helped with 525, and harmed
 def names(text):
     """An argparse type: "none", or some of CHANGES and "rate" with commas between them, as a tuple."""
     chosen = () if text == "none" else tuple(text.split(","))
-    if set(chosen) - {*CHANGES, "rate"}:
+    if set(chosen) - {*CHANGES, "rate"} or len(set(chosen)) < len(chosen):
         raise ArgumentTypeError(f"{text}: want none, or some of {','.join(CHANGES)},rate")
     return chosen

@@ -75,15 +75,16 @@ def filter_clips(args):
     """Measures all clips, prints histograms, writes the metadata of those that pass. `args` is the command line."""
     if not (args.motion[0] <= args.motion[1] and -1 <= args.score <= 1):
         raise ValueError("want --motion LOW HIGH in this order, and --score from -1 to 1")
-    toy = args.clip == Path("toy")
+    toy = args.clip == "toy"
     if (args.clip is None or toy) != (args.merges is None) or (args.score > -1 and not args.clip):
         raise ValueError("the text-image score takes --clip toy, or both --clip FILE and --merges FILE")
     folder = args.folder.parent if args.folder.is_file() else args.folder
     out = args.out or folder / "metadata.filtered.jsonl"
-    check_output(out, [".jsonl"], [args.folder, args.merges, folder / "metadata.jsonl", None if toy else args.clip])
+    network = None if toy or not args.clip else Path(args.clip)
+    check_output(out, [".jsonl"], [args.folder, network, args.merges, folder / "metadata.jsonl"])
     if out.resolve().parent not in (folder.resolve(), *folder.resolve().parents):    # it names only files below it
         raise ValueError(f"{out}: want a file in the clips' folder or in one around it")
-    score = toy_score() if toy else ClipScore(args.clip, args.merges) if args.clip else None
+    score = toy_score() if toy else ClipScore(network, args.merges) if network else None
     dataset = FolderSet(args.folder, 1, frames=2, fps=args.fps)
     print(dataset.summary())
     if not score:
@@ -120,7 +121,7 @@ def main(argv=None):
     add("folder", type=Path, help="folder of clips with captions (data/folder.py)")
     add("--motion", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="motion to keep, 0 to 1")
     add("--score", type=float, default=-1.0, metavar="LOW", help="lowest text-image score to keep; needs --clip")
-    add("--clip", type=Path, help="for the text-image score: a CLIP as TorchScript, or toy, for toy/judge")
+    add("--clip", help="for the text-image score: a CLIP as TorchScript, or toy, for toy/judge")
     add("--merges", type=Path, help="CLIP's merges.txt; needs --clip")
     add("--fps", type=fps, default=2.0, help="frames a second at which motion is measured (default 2)")
     add("--out", type=Path, help="the metadata file to write (default: metadata.filtered.jsonl in the folder)")

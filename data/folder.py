@@ -94,6 +94,11 @@ def read_captions(folder):
     return captions
 
 
+def is_text(caption):
+    """Whether a caption is text, without NUL or bytes that were no UTF-8."""
+    return isinstance(caption, str) and not re.search("[\0\ud800-\udfff]", caption)
+
+
 def _animation(path):
     """Yields (picture, its duration in seconds). Durations up to 10 ms become 0.1 s, as in browsers."""
     with open_picture(path) as image:
@@ -106,7 +111,7 @@ def _animation(path):
             yield image, (time if (time := image.info.get("duration") or 0) > 10 else 100) / 1000
 
 
-def _pictures_of(folder):
+def pictures_of(folder):
     """The pictures of a folder, sorted by the numbers in their names: 10.png after 9.png. For other paths, []."""
     paths = [path for path in folder.glob("*") if path.suffix.lower() in PICTURES and not HIDDEN.match(path.name)]
     return sorted(paths, key=lambda path: ([int(number) for number in re.findall(r"\d+", path.stem)], path))
@@ -123,7 +128,7 @@ def _ffmpeg(path, *options, seek=()):
 def clip_seconds(path, fps=FOLDER_FPS):
     """The length of a clip in seconds. `fps` is for folders of pictures. Raises ValueError or OSError, without path."""
     if path.is_dir():
-        return len(_pictures_of(path)) / fps
+        return len(pictures_of(path)) / fps
     if not path.is_file():
         raise ValueError("is not a file" if path.exists() else "is not there")
     if path.suffix.lower() in FILMS:
@@ -161,7 +166,7 @@ def read_clip(path, times, size, fps=FOLDER_FPS):
                          seek=f"-noaccurate_seek -copyts -start_at_zero -ss {max(0, times[0] - 1):f}".split())
         frames = np.frombuffer(output, np.uint8).reshape(-1, height, width, 3)
     else:
-        pictures = ((open_picture(p), 1 / fps) for p in _pictures_of(path)) if path.is_dir() else _animation(path)
+        pictures = ((open_picture(p), 1 / fps) for p in pictures_of(path)) if path.is_dir() else _animation(path)
         try:
             for picture, seconds in pictures:
                 end += seconds                                      # this picture is shown until `end`
@@ -196,12 +201,12 @@ class FolderSet(torch.utils.data.Dataset):
         for number, (path, row) in enumerate(tqdm(captions.items(), desc="looking at the clips", delay=2)):
             texts = [text for text in row["texts"] if text != ""]
             try:
-                links = [picture for picture in _pictures_of(path) if picture.is_symlink()]
+                links = [picture for picture in pictures_of(path) if picture.is_symlink()]
                 if not all(file.resolve().is_relative_to(root) for file in (path, *links)):
                     raise ValueError("leads outside the folder of the set")
                 if not texts:
                     raise ValueError("has no caption")
-                if not all(isinstance(text, str) and not re.search("[\0\ud800-\udfff]", text) for text in texts):
+                if not all(map(is_text, texts)):
                     raise ValueError("has a caption that cannot be read as text in UTF-8")
                 seconds = clip_seconds(path, row["fps"])
                 if seconds <= shortest:
@@ -218,7 +223,7 @@ class FolderSet(torch.utils.data.Dataset):
                 continue
             if path.is_symlink() and path.is_dir():
                 self.skipped["is a link to a folder"].append(one_line(path.name))
-            elif len(_pictures_of(path)) > 1 or path.suffix.lower() in ANIMATIONS + FILMS:
+            elif len(pictures_of(path)) > 1 or path.suffix.lower() in ANIMATIONS + FILMS:
                 self.skipped["has no caption"].append(one_line(path.name))
                 known.add(path)                                     # the pictures in a folder are not clips
         if not self.clips:

@@ -207,7 +207,7 @@ def side_of(size):
     """The side of a square size. Raises ValueError for any other: places and radii are fractions of one side."""
     height, width = height_width(size)
     if height != width:
-        raise ValueError(f"size {size}: the toy world is square; want one number, or clips of your own (--data)")
+        raise ValueError(f"size {size}: the toy world is square; want one number, or clips of your own")
     return width
 
 

@@ -26,9 +26,9 @@ from appearnet import INJECTIONS
 from data.folder import FolderSet
 from data.media import contact_sheet, from_pixels
 from data.toyset import ToySet
-from evaluation.study import Cell, OutOfTime, Settings, Study
+from evaluation.study import PREPARED, Cell, OutOfTime, Settings, Study
 from evaluation.windows import read_window
-from sd21.command import ArgumentParser, add_options, from_args, positive_int, run
+from sd21.command import ArgumentParser, add_options, fps, from_args, positive_int, run
 from sd21.files import atomic_write, read_json, write_json
 from training.report import COLOURS
 
@@ -162,15 +162,15 @@ def measure_rho(study, frames, fps, data=None):
 
 def work(args):
     """The command: the tables that were named, then their figures, then the predicted gammas."""
+    if args.part and not (args.out / PREPARED).exists():
+        raise ValueError("--part: first the command with `prepare`, for everything that the parts share")
     study, titles = Study(from_args(Settings, args)), [title for title in TABLES if title in args.what]
+    if args.part:
+        compute(study, titles, *args.part)
+        return
     if "prepare" in args.what:
         with suppress(OutOfTime):
             study.prepare()
-    if args.part != [1, 1]:
-        if not (args.out / "latents" / "trained.json").exists():
-            raise ValueError("--part: first the command with `prepare`, for everything that the parts share")
-        compute(study, titles, *args.part)
-        return
     results = compute(study, titles) if titles else {}
     for title in titles:
         write_table(study, title, results)
@@ -186,7 +186,8 @@ def work(args):
         for frames, fps in ((9, 2.0), (args.frames, args.fps)):
             measure_rho(study, frames, fps)
         if args.data:
-            measure_rho(study, int(args.data[1]), float(args.data[2]), Path(args.data[0]))
+            folder, *window = args.data
+            measure_rho(study, *window, folder)
         print("| windows | rho | predicted gamma |\n| --- | --- | --- |")
         for path in sorted((args.out / "results").glob("rho-*.json")):
             print("| {} | {rho:.3f} | {gamma:.4f} |".format(path.stem[4:], **read_json(path)))
@@ -198,14 +199,19 @@ def main(argv=None):
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=(*TABLES, "rho", "prepare"), help="what to compute")
     parser.add_argument("--data", nargs=3, metavar=("FOLDER", "FRAMES", "FPS"), help="rho: a folder of clips as well")
-    parser.add_argument("--part", nargs=2, type=positive_int, metavar=("K", "N"), default=[1, 1],
+    parser.add_argument("--part", nargs=2, type=positive_int, metavar=("K", "N"),
                         help="compute the k-th of n parts of the numbers, and no tables: for n processes at once")
     add_options(parser, Settings)
     args = parser.parse_args(argv)
     if args.data and "rho" not in args.what:
         parser.error("--data: goes with rho")
-    if args.part[0] > args.part[1]:
-        parser.error("--part K N: want K from 1 to N")
+    if args.part and (args.part[0] > args.part[1] or not {*args.what} <= {*TABLES}):
+        parser.error("--part K N: want K from 1 to N, and tables; rho and prepare have no parts")
+    if args.data:
+        try:
+            args.data = Path(args.data[0]), positive_int(args.data[1]), fps(args.data[2])
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--data FOLDER FRAMES FPS: {error}")
     return run(parser.prog, work, args, stopped="the same command goes on",
                out_of_memory="a smaller --batch takes less")
 

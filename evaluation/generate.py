@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data.media import as_clips, from_pixels, write_video
-from data.toyset import CENTRE, frame_times, render, sample_scene
+from data.toyset import CENTRE, frame_times, render, sample_scene, side_of
 from evaluation.toy_scores import FIRST_SCENE
 from microcinema import MicroCinema, Sampling
 from sd21 import command
@@ -108,6 +108,7 @@ def generate(args):
     cinema.progress = False
     changes = {key: getattr(args, key) for key in ("steps", "guidance", "gamma", "frames")}
     s, scenes = cinema.settings(**changes), held_out_scenes(args.clips, args.seed)
+    side_of(s.size)                                                          # raises ValueError unless it is a square
     prompts = [prompt_of(scene, args.prompts) for scene in scenes]
     settings = {"seed": args.seed, "prompts": args.prompts}
     if args.truth:

@@ -25,7 +25,7 @@ from evaluation.clipsim import cosines
 from evaluation.fvd import Statistics
 from evaluation.windows import JUDGE, run_network
 from sd21 import weights
-from sd21.command import ArgumentParser, add_options, from_args, positive_int, run
+from sd21.command import ArgumentParser, add_options, from_args, one_line, positive_int, run
 from sd21.text import TextEncoder, Tokenizer, save_merges
 from training.loop import Run, Stage, fit
 from unet3d import fold, unfold
@@ -110,8 +110,9 @@ def load_judge(device="cpu", folder=JUDGE.parent):
         networks = new_judge(Tokenizer.load(folder).vocab_size)
         networks.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path}: no judge ({str(error).splitlines()[0]}); python -m evaluation.judge makes "
-                         "one") from None
+        raise ValueError(f"{path}: no judge ({one_line(error)[:200]}); python -m evaluation.judge makes one") from None
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"{path}: holds numbers that are not finite; python -m evaluation.judge makes a new judge")
     return networks.to(device).eval()
 
 

@@ -19,13 +19,14 @@ import torch
 
 import train
 from appearnet import INJECTIONS
+from data.toyset import side_of
 from evaluation import generate
 from evaluation.fvd import frechet_distance
 from evaluation.inception_score import inception_score
 from evaluation.judge import ToyScore, measure
 from evaluation.measure import average, score_clip
 from evaluation.windows import Protocol, Windows, read_window
-from microcinema import MicroCinema
+from microcinema import MicroCinema, Sampling
 from sd21 import weights
 from sd21.command import device, existing_path, finite_float, fps, option, positive_float, positive_int
 from sd21.files import read_json, write_json
@@ -35,6 +36,9 @@ from training.state import checkpoints
 # One number of a table: row of Table 2, lambda, gamma, key frames (true, or of a strong or weak first stage), prompts.
 Cell = namedtuple("Cell", "inject lam gamma key_frames prompts",
                   defaults=(INJECTIONS[-1], 0.03, 0.02, "true", "caption"))
+
+
+PREPARED = "prepared.json"          # the last file of Study.prepare
 
 
 class OutOfTime(Exception):
@@ -65,8 +69,11 @@ class Settings:
 class Study:
     """Computes the numbers that are missing. ValueError if the folder was begun with other settings."""
     def __init__(self, settings):
+        if settings.clips < 2:
+            raise ValueError(f"--clips {settings.clips}: want 2 or more")
         self.settings, self.began, self.gpu = settings, time.monotonic(), settings.device == "cuda"
-        self.size = weights.component("video", settings.model).settings("sampling")["size"]
+        video = weights.component("video", settings.model)
+        self.size = side_of(weights.read_settings(video, "sampling", Sampling).size)
         self.protocol = Protocol(None, settings.frames, settings.fps, self.size, device=settings.device)
         self.scenes = generate.held_out_scenes(settings.clips)
         self.captions = [scene.caption() for scene in self.scenes]
@@ -110,6 +117,7 @@ class Study:
         self.latents()
         self.first_stage("weak")
         self.truth
+        write_json({}, self.settings.out / PREPARED)
 
     def video_model(self, cell, seed):
         """The folder of the video model of a cell."""

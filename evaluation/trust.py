@@ -54,6 +54,8 @@ HARMS = {"the truth": draw, "frozen at the key frame": lambda scenes: draw(scene
 @torch.inference_mode()
 def trust(args):
     """Prints the accuracies on held-out clips, and the toy metrics of clips that were harmed on purpose."""
+    if args.clips < 2:
+        raise ValueError("--clips 1: want 2 or more")
     score, classifier = ToyScore(args.device, args.judge), load_judge(args.device, args.judge)["classifier"]
     scenes = held_out_scenes(2 * args.clips, args.seed)
     results = {}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.folder import ANIMATIONS, FILMS, HIDDEN, clip_seconds, read_captions, read_clip
+from data.folder import ANIMATIONS, FILMS, HIDDEN, clip_seconds, is_text, pictures_of, read_captions, read_clip
 from data.media import open_picture
 from sd21.command import device, fps, one_line, option, positive_int, size
 
@@ -80,7 +80,11 @@ class Windows(torch.utils.data.Dataset):
         self.protocol, folder = protocol, Path(folder)
         if not folder.exists():
             raise ValueError(f"{folder}: no such folder of clips")
-        rows = {path: row for path, row in read_captions(folder).items() if row["text"] or not with_captions}
+        rows = {path: row for path, row in read_captions(folder).items() if path.suffix != ".txt"}    # of no clip
+        if with_captions:
+            rows = {path: row for path, row in rows.items() if row["text"] != ""}
+            for path in [path for path, row in rows.items() if not is_text(row["text"])]:
+                raise ValueError(f"{path}: has a caption that cannot be read as text in UTF-8")
         if not rows and not with_captions and folder.is_dir():
             rows = {path: {"text": "", "fps": None} for path in sorted(folder.rglob("*"))
                     if path.suffix.lower() in ANIMATIONS + FILMS and not HIDDEN.search(str(path.relative_to(folder)))}
@@ -101,7 +105,7 @@ class Windows(torch.utils.data.Dataset):
     def sizes(self):
         """The sizes of the pictures in the files, as "128x128, 256x144". Films are not asked."""
         sizes = set()
-        for path in [min(path.iterdir()) if path.is_dir() else path for path in self.paths]:
+        for path in [pictures_of(path)[0] if path.is_dir() else path for path in self.paths]:
             if path.suffix.lower() not in FILMS:
                 with open_picture(path) as image:
                     sizes.add(f"{image.width}x{image.height}")

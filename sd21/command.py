@@ -41,7 +41,7 @@ existing_path = _checked(Path, Path.exists, "there is no such folder or file")
 
 def height_width(size):
     """(height, width) in pixels of a size: 320 (square) or "320x192" (width x height). Raises ValueError."""
-    numbers = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", str(size))
+    numbers = re.fullmatch("([1-9][0-9]{0,3})(?:x([1-9][0-9]{0,3}))?", str(size))
     if not numbers:
         raise ValueError(f"size {size}: want 1 to 9999 pixels, such as 320, or 320x192 (width x height)")
     return int(numbers[2] or numbers[1]), int(numbers[1])
@@ -64,7 +64,7 @@ def check_multiple(size, multiple):
     """ValueError, with the nearest sizes below and above, unless both sides are multiples of so many pixels."""
     sides = height_width(size)
     if any(side % multiple for side in sides):
-        nearest = [size_of(*(max(1, rounded(side / multiple)) * multiple for side in sides))
+        nearest = [size_of(*(min(max(1, rounded(side / multiple)), 9999 // multiple) * multiple for side in sides))
                    for rounded in (math.floor, math.ceil)]
         raise ValueError(f"size {size}: want a multiple of {multiple} pixels a side (autoencoder x U-Net levels), such "
                          f"as {' or '.join(map(str, dict.fromkeys(nearest)))}")

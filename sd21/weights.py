@@ -184,9 +184,10 @@ def fill(parameters, tensors, piece=2**22):
 
 def fits(key, value, default):
     """Whether a config's value has the type of our default: a number, a text, true or false, a list of 1 to 10."""
-    if key == "size" and isinstance(value, str):                             # "320x192"; a square size is a number
+    if key == "size" and type(value) in (int, str):                          # 320, or "320x192"
         with suppress(ValueError):
             return bool(height_width(value))
+        return False
     if isinstance(default, tuple):
         return type(value) in (list, tuple) and 0 < len(value) <= 10 and all(fits(key, x, default[0]) for x in value)
     if isinstance(default, float):

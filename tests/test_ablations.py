@@ -97,8 +97,10 @@ def test_fig_6_has_a_line_for_each_lambda(tmp_path, model, monkeypatch):
 @pytest.mark.slow
 def test_two_parts_are_the_whole(tmp_path, model, calls, capsys):
     """After `prepare`, each of two parts trains the model of one seed; then the table needs nothing more."""
+    assert study("prepare", tmp_path, model, "--minutes", 1e-9) == 0
     assert study("prompts", tmp_path, model, "--part", 1, 2) == 2
-    assert "first the command with `prepare`" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "same command goes on" in printed.out and "first the command with `prepare`" in printed.err
     assert study("prepare", tmp_path, model) == 0
     assert [call["stage"] for call in calls] == ["latents", "image"]
     for k, seed in ((1, "0"), (2, "1")):
@@ -117,6 +119,20 @@ def test_a_study_ends_in_time_with_what_it_has(tmp_path, model, calls, capsys):
     assert "same command goes on" in output and "| plain (0) |" in output and not calls
     assert study("prompts", tmp_path, model, "--guidance", 3) == 2
     assert "was begun with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong, said", [(["prompts", "--part", 3, 2], "want K from 1 to N"),
+                                         (["rho", "--part", 1, 2], "have no parts"),
+                                         (["prompts", "--clips", 1], "want 2 or more"),
+                                         (["rho", "--data", ".", "x", 2], "--data FOLDER FRAMES FPS: x")])
+def test_a_wrong_option_is_refused_before_anything_is_made(tmp_path, capsys, wrong, said):
+    """Part 3 of 2, parts of what has none, one clip, a number of frames that is none."""
+    try:
+        code = ablations.main([*map(str, wrong), "--out", str(tmp_path / "study")])
+    except SystemExit as stop:
+        code = stop.code
+    message = capsys.readouterr().err
+    assert code == 2 and said in message and message.count("\n") == 1 and not (tmp_path / "study").exists()
 
 
 def test_a_difference_inside_the_noise_is_called_that():

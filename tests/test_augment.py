@@ -130,12 +130,13 @@ def test_windows_that_name_their_rate_keep_it(brightening):
         FolderSet(brightening, 9, frames=3, windows=(4, 8), augment=("rate",))
 
 
-def test_an_unknown_augmentation_is_refused(brightening, capsys):
-    """A mirror, which would make captions wrong: one line that names the others?"""
+@pytest.mark.parametrize("choice", ["shift,mirror", "shift,shift"])
+def test_an_unknown_augmentation_is_refused(brightening, capsys, choice):
+    """A mirror, which would make captions wrong, or one change twice: one line that names the others?"""
     with pytest.raises(SystemExit):
-        main([str(brightening), "--augment", "shift,mirror"])
+        main([str(brightening), "--augment", choice])
     message = capsys.readouterr().err
-    assert "shift,mirror: want none, or some of shift,zoom,colour,rate" in message and message.count("\n") == 1
+    assert f"{choice}: want none, or some of shift,zoom,colour,rate" in message and message.count("\n") == 1
 
 
 def test_a_sheet_shows_augmented_windows(brightening):

@@ -1,4 +1,5 @@
 """Exercises on evaluation/clipsim.py: whose cosine with what?"""
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,3 +52,13 @@ def test_clip_needs_its_merges_and_its_size(tmp_path, capsys, more, words):
     """--network without --merges, or with frames of 128 pixels: one line?"""
     assert clipsim.main([str(tmp_path), "--network", "clip.pt", "--device", "cpu", *more]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, words", [(5, "a.webp: has a caption that cannot be read as text"), ("", "has 1 clips")])
+def test_a_caption_that_is_no_text_is_refused(tmp_path, capsys, text, words):
+    """A number as one of two captions, and an empty one: one line?"""
+    rows = [{"file_name": "a.webp", "text": text}, {"file_name": "b.webp", "text": "a dawn"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert clipsim.main([str(tmp_path), "--device", "cpu"]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1

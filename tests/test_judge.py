@@ -1,10 +1,12 @@
 """Exercises on evaluation/judge.py: what do the two networks see, and how far can those in toy/judge be trusted?"""
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from data.toyset import COLOURS, MOTIONS, SHAPES, STILL, frame_times, render, sample_scene, scene_of
 from evaluation import judge
@@ -91,6 +93,16 @@ def test_a_folder_without_a_judge_is_refused_in_one_line(tmp_path):
     """No file: does the message name it, and the command that makes one?"""
     with pytest.raises(ValueError, match="no judge .*; python -m evaluation.judge makes one"):
         load_judge("cpu", tmp_path)
+
+
+def test_a_judge_with_nan_is_refused_in_one_line(tmp_path):
+    """One weight of a copy of the shipped judge is not a number."""
+    shutil.copytree(JUDGE, tmp_path / "judge")
+    tensors = load_file(JUDGE / "judge.fp16.safetensors")
+    tensors["pair.image_projection.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "judge" / "judge.fp16.safetensors")
+    with pytest.raises(ValueError, match="judge.fp16.safetensors: holds numbers that are not finite"):
+        load_judge("cpu", tmp_path / "judge")
 
 
 def test_the_shipped_judge_is_small():

@@ -109,10 +109,11 @@ def test_no_augmentation_is_a_choice_and_no_answer_is_none(more, changes):
     assert train.parse(["video", "--out", "x", *more.split()]).augment == changes
 
 
+@pytest.mark.parametrize("choice", ["zoom", "none"])
 @pytest.mark.parametrize("more", [[], ["--latents", "x"]])
-def test_augmentation_that_would_be_ignored_is_refused(more, capsys):
+def test_augmentation_that_would_be_ignored_is_refused(more, choice, capsys):
     """The toy set is drawn without; latents were encoded already."""
-    argv = ["video", "--out", "x", "--augment", "zoom", *more]
+    argv = ["video", "--out", "x", "--augment", choice, *more]
     assert "--augment: needs --data" in refusal(train.parse, argv, capsys)
 
 

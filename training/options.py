@@ -31,6 +31,7 @@ def command_line(prog, description, stages, recipe_class):
 def parse(parser, stages, argv):
     """The arguments: the command line's, else the model folder's own "training" settings, else the defaults."""
     args = parser.parse_args(argv)
+    asked = args.augment                                                     # by the person, not by the model folder
     defaults = component(FOLDERS_OF_STAGE[getattr(args, "stage_for", args.stage)][0], args.model).settings("training")
     wrong = [key for key in defaults if key in NOT_OF_A_MODEL]
     if args.stage != "latents":                                              # that has only some options of its stage
@@ -44,7 +45,7 @@ def parse(parser, stages, argv):
     args = parser.parse_args(argv)
     if args.data and getattr(args, "latents", None):
         parser.error("--data and --latents: choose one; latents are clips already")
-    if args.augment and not args.data:
+    if (args.augment or asked is not None) and not args.data:
         parser.error("--augment: needs --data; latents were augmented when they were made, and the toy set has no need")
     return args
 

@@ -19,7 +19,7 @@ from data.toyset import ToySet
 from microcinema import COMPONENT_CLASSES, encode_video
 from sampler import NoiseSchedule
 from sd21 import weights
-from sd21.command import fps, one_line, option, positive_int, size
+from sd21.command import check_multiple, fps, one_line, option, positive_int, size
 from sd21.files import read_json
 from sd21.layers import SpatialTransformer
 from sd21.text import Tokenizer
@@ -155,9 +155,10 @@ def write_latents(run, clips, recipe):
     if world_size() > 1:
         raise ValueError("latents: takes one process, not torchrun")
     vae = load(weights.component("vae", recipe.model), run)
+    check_multiple(clips.size, vae.factor)
     key = {"data": str(clips.data or "toy set"), "model": str(recipe.model), "seed": run.seed, "bf16": run.bf16}
     sets = clips.two_sets()
-    key |= clips.cache_key(vae) | ({"augment": list(sets[0].augment)} if clips.data else {})
+    key |= clips.cache_key(vae) | ({"augment": list(sets[0].augment)} if clips.data and sets[0].augment else {})
     latents.write(partial(encode_video, vae), sets, run.out, run.batch, run.device, key)
     print(f"{run.out}: {clips.clips} clips of {clips.frames} frames")
 
