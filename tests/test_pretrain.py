@@ -70,6 +70,23 @@ def test_a_decoder_alone_can_be_trained_further(like, stills, tmp_path, more):
     assert old.scale == new.scale and moved == {"decoder", "post_quant_conv"}
 
 
+def test_an_autoencoder_can_begin_with_another(like, stills, tmp_path):
+    """--start, at a learning rate of nearly 0: is it the other one still, with a scale that was measured anew?"""
+    write_json(read_json(stills / "vae" / "config.json") | {"scaling_factor": 0.5}, tmp_path / "other/vae/config.json")
+    shutil.copy(next((stills / "vae").glob("*.safetensors")), tmp_path / "other" / "vae")
+    assert run("vae", like, tmp_path / "out", 1, "--start", tmp_path / "other", "--lr", 1e-12) == 0
+    old, new = load_vae(stills), load_vae(tmp_path / "out")
+    for name, tensor in old.state_dict().items():
+        assert_close(new.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)   # float16 files; breaks if it begins anew
+    assert 0.8 < new.scale / old.scale < 1.25                                # breaks if 0.5 is kept
+
+
+def test_an_autoencoder_begins_with_one_other(like, stills, tmp_path, capsys):
+    """--start and --decoder-of: one line?"""
+    assert run("vae", like, tmp_path, 1, "--start", stills, "--decoder-of", stills) == 2
+    assert "--start and --decoder-of: choose one" in capsys.readouterr().err
+
+
 # ---- the image model, and what it needs ----
 
 def test_a_stage_without_the_one_before_it_says_so(like, tmp_path, capsys):

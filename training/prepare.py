@@ -146,8 +146,8 @@ def through_the_autoencoder(cinema, clips):
     x = from_pixels(torch.stack([item["frames"] for item in clips]))
     error = (cinema.decode(cinema.encode_frames(x)).cpu() - x).square().mean().clamp(min=1e-10)
     decibels = -10 * torch.log10(error / 4).item()                           # 4: the square of the range from -1 to 1
-    warning = "; below 30 dB, so train one for these clips: python -m training.pretrain vae" if decibels < 30 else ""
-    return f"held-out clips through the autoencoder: {decibels:.1f} dB{warning}"
+    advice = "; below 30 dB, so train one for these clips: python -m training.pretrain vae --start toy"
+    return f"held-out clips through the autoencoder: {decibels:.1f} dB{advice if decibels < 30 else ''}"
 
 
 def write_latents(run, clips, recipe):

@@ -32,7 +32,12 @@ from training.state import checkpoints
 class Recipe(BaseRecipe):
     """The choices of stages vae and image."""
     lr: float = option(1e-4, "learning rate", learning_rate)
+    start: Path | None = option(None, "folder whose autoencoder to begin with", existing_path)
     decoder_of: Path | None = option(None, "folder of an autoencoder whose decoder to train further", existing_path)
+
+    def __post_init__(self):
+        if self.start and self.decoder_of:
+            raise ValueError("--start and --decoder-of: choose one")
 
 
 def new_model(name, model, **changes):
@@ -60,14 +65,18 @@ def train_vae(run, clips, recipe):
     """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance.
     With --decoder-of, the latents are another autoencoder's and only its decoder is trained, for pictures nearer to the
     truth. Every model that was trained on these latents works with it (as Stability AI did for SD, "ft-MSE")."""
+    if recipe.start or recipe.decoder_of:
+        component = weights.component("vae", recipe.start or recipe.decoder_of)
+        vae, config = prepare.load(component), component.read()[0]
+    else:
+        vae, config = new_model("vae", recipe.model)
     if recipe.decoder_of:
-        component = weights.component("vae", recipe.decoder_of)
-        vae = prepare.load(component).requires_grad_(False)
-        config = component.read()[0] | {"scaling_factor": vae.scale}
+        config |= {"scaling_factor": vae.scale}
         decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+        vae.requires_grad_(False)
         name, trained = "decoder", decoder.requires_grad_(True)
     else:
-        vae, config = new_model("vae", recipe.model, scaling_factor=None)    # null until it is measured
+        config |= {"scaling_factor": None}                                   # null until it is measured
         name, trained = "autoencoder", vae
     vae.to(run.device, memory_format=torch.channels_last)
     encode = lambda x: vae.encode(x.to(vae.encoder.conv_in.weight.dtype))    # a frozen encoder stays float32
@@ -158,7 +167,7 @@ def train_image(run, clips, recipe):
 
 
 STAGES = {"vae": (train_vae, {"without": ("frames", "latents", "weighting", "drop_text", "checkpointing", "fsdp")}),
-          "image": (train_image, {"without": ("frames", "decoder_of")})}
+          "image": (train_image, {"without": ("frames", "start", "decoder_of")})}
 
 
 def parse(argv=None):
