@@ -36,17 +36,19 @@ from sd21.command import ArgumentParser, device, natural, positive_int, run, sha
 from sd21.files import atomic_write, read_json, write_json
 
 SETS = {"emoji": {"fps": 5, "frames": 9}, "babyai": {"fps": 8, "frames": 9}, "sprites": {"fps": 8, "frames": 8}}
-STAGES = {"vae": f"--steps 1500 --batch 16 --clips 10000 --start {ROOT / 'toy'}", "image": "--steps 2500 --batch 128 --clips 6000",
+TOY = ROOT / "toy"
+STAGES = {"vae": f"--steps 1500 --batch 16 --clips 10000 --start {TOY}",
+          "image": "--steps 2500 --batch 128 --clips 6000",
           "video": "--steps 1200 --batch 32 --clips 6000 --lr-temporal 2e-3 --lr-spatial 1.2e-3"}
 ALL_STAGES = "--ema 0.995 --warmup 100 --cooldown 0.4 --save-every 100 --sample-every 100000 --keep last --augment none"
 # What stage video adds to the above; the first adds nothing. "from toy": with the autoencoder of the set, since the
 # shipped one gives these clips back at 12 to 16 dB.
 RECIPES = {"baseline": "", "best": "--keep best", "shift and colour": "--augment shift,colour",
            "zoom": "--augment shift,colour,zoom", "rate": "--augment rate", "drop text 0.3": "--drop-text 0.3",
-           "weight decay 0.1": "--weight-decay 0.1", "narrow": "", "from toy": f"--start {ROOT / 'toy'}",
+           "weight decay 0.1": "--weight-decay 0.1", "narrow": "", "from toy": f"--start {TOY}",
            "best + longer": "--steps 4000 --keep best --patience 10",
            "best + shift and colour": "--keep best --augment shift,colour",
-           "best + shift and colour + from toy": f"--keep best --augment shift,colour --start {ROOT / 'toy'}"}
+           "best + shift and colour + from toy": f"--keep best --augment shift,colour --start {TOY}"}
 NARROW = {"block_out_channels": [32, 40, 48], "attention_head_dim": [2, 2, 3]}           # a third of the parameters
 SAMPLING = {"guidance 1": {"guidance": 1.0, "steps": 15}, "guidance 3": {"guidance": 3.0, "steps": 15},
             "guidance 0": {"guidance": 0.0, "steps": 15}, "guidance 1, 4 steps": {"guidance": 1.0, "steps": 4}}
@@ -94,7 +96,7 @@ def train(args, stage, name, seed, model, out, more=""):
 
 def train_parts(args, name, recipe):
     """(model folder, folder with autoencoder and image model) for a recipe. Trains them unless they are there."""
-    folder, model = args.results / "parts" / name, ROOT / "toy"
+    folder, model = args.results / "parts" / name, TOY
     if not (folder / "vae.done").exists():
         train(args, "vae", name, 0, model, folder)
         (folder / "vae.done").touch()
