@@ -156,6 +156,13 @@ def test_a_file_that_is_no_network_is_refused(tmp_path, capsys):
     assert "not a TorchScript file" in capsys.readouterr().err
 
 
+def test_a_note_beside_the_clips_is_no_clip(tmp_path):
+    """Two clips without captions, and a README.txt: which paths are clips?"""
+    (clips(tmp_path, [0, 100]) / "README.txt").write_text("two clips")
+    names = [path.name for path in Windows(tmp_path, Protocol(None, 10, 10, 8)).paths]
+    assert names == ["0.webp", "1.webp"]                                     # breaks if the note is a caption
+
+
 def test_captions_say_which_clips_count(tmp_path):
     """Three clips, two named in metadata.jsonl, one of them without a caption. CLIPSIM needs captions, FVD does not."""
     clips(tmp_path, [10, 20, 30])

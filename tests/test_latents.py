@@ -62,6 +62,14 @@ def test_shards_are_one_set(encode, tmp_path):
         assert (disk.rows(indices, "cpu")[0] - mean).abs().max() < 0.01      # breaks if n and c are swapped
 
 
+def test_a_clip_of_any_length_is_encoded(encode):
+    """On a CPU nine frames are encoded at once, so clips of 1, 4 and 10 frames by nines, by twos and one by one."""
+    for frames in (1, 4, 10):
+        clips = ToySet(3, frames=frames, fps=4, size=16)
+        alone = torch.cat([encode[0](clips[i]["frames"][None] / 127.5 - 1) for i in range(3)])
+        torch.testing.assert_close(latents.encode(encode[0], clips, 2, "cpu").z[0].float(), alone, rtol=0, atol=0.01)
+
+
 def test_two_processes_encode_what_one_does(encode, monkeypatch):
     """Each of two processes encodes half of five clips. Does each get all of them, in order, once?"""
     encode, _ = encode

@@ -14,6 +14,7 @@ from data.toyset import ToySet
 from sd21 import weights
 from sd21.files import read_json, write_json
 from sd21.vae import AutoencoderKL
+from training import pretrain
 
 
 def load_vae(folder):
@@ -79,6 +80,13 @@ def test_an_autoencoder_can_begin_with_another(like, stills, tmp_path):
     for name, tensor in old.state_dict().items():
         assert_close(new.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)   # float16 files; breaks if it begins anew
     assert 0.8 < new.scale / old.scale < 1.25                                # breaks if 0.5 is kept
+
+
+def test_a_stopped_autoencoder_has_no_scale_of_another(like, stills, tmp_path, monkeypatch):
+    """Begun with --start, and stopped before the scale is measured: null, so that no model is trained on it?"""
+    monkeypatch.setattr(pretrain, "write_scale", lambda *_: None)
+    assert run("vae", like, tmp_path, 1, "--start", stills) == 0
+    assert read_json(tmp_path / "vae" / "config.json")["scaling_factor"] is None
 
 
 def test_an_autoencoder_begins_with_one_other(like, stills, tmp_path, capsys):
