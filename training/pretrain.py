@@ -62,7 +62,8 @@ def vae_loss(encode, decode, x, noise):
 
 
 def train_vae(run, clips, recipe):
-    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance.
+    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance. --start begins with
+    another autoencoder.
     With --decoder-of, the latents are another autoencoder's and only its decoder is trained, for pictures nearer to the
     truth. Every model that was trained on these latents works with it (as Stability AI did for SD, "ft-MSE")."""
     if recipe.start or recipe.decoder_of:
