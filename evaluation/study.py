@@ -85,6 +85,7 @@ class Study:
             raise ValueError(f"{settings.out}: was begun with other settings, see study.json; name a new --out")
         write_json(shared, record)
         self.networks                                               # fail here rather than after the first training
+        self.load()
 
     def check_time(self):
         if time.monotonic() - self.began > 60 * self.settings.minutes:
