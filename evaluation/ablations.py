@@ -148,15 +148,15 @@ def predicted_gamma(rho, alpha_bar, lam=0.03):
 
 
 def measure_rho(study, frames, fps, data=None):
-    """{"rho", "gamma"} of 256 held-out windows of the toy set or of a folder, kept in results/."""
+    """{"data", "rho", "gamma"} of 256 held-out windows of the toy set or of a folder, kept in results/."""
     s, name = study.settings, f"rho-{data.stem if data else 'toy'}-{frames}-frames-{fps:g}-fps"
-    path = s.out / "results" / f"{name}.json"
-    if not path.exists():
+    path, source = s.out / "results" / f"{name}.json", str(data.resolve()) if data else "toy set"
+    if not path.exists() or read_json(path).get("data") != source:          # two folders may have one name
         options = {"count": min(256, s.clips), "frames": frames, "fps": fps, "size": study.size, "held_out": True}
         clips, cinema = FolderSet(data, **options) if data else ToySet(**options), study.load()
         z = torch.cat([cinema.encode_frames(from_pixels(clips[i]["frames"][None])).cpu() for i in range(len(clips))])
         alpha_bar = cinema.schedule.timesteps(s.sampling_steps)[0][1]        # at the first step, t = 999
-        write_json({"rho": rho_of(z), "gamma": predicted_gamma(rho_of(z), alpha_bar)}, path)
+        write_json({"data": source, "rho": rho_of(z), "gamma": predicted_gamma(rho_of(z), alpha_bar)}, path)
     return read_json(path)
 
 

@@ -102,7 +102,7 @@ def maker(cinema, first_stage, scenes, prompts, **changes):
 
 def generate(args):
     """The command: fills the folder."""
-    if args.truth and any((args.weights, args.steps, args.guidance, args.gamma)):
+    if args.truth and any(x is not None for x in (args.weights, args.steps, args.guidance, args.gamma)):
         raise ValueError("--truth: is drawn, not sampled; leave out --weights, --steps, --guidance and --gamma")
     cinema = MicroCinema.load(args.model, args.device, overlay=args.weights)
     cinema.progress = False

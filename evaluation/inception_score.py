@@ -1,10 +1,10 @@
-"""Inception Score (Salimans et al. 2016) of videos: Sec. 4 "Evaluation metrics", Tables 2 to 4.
+"""Inception Score (Salimans et al. 2016) of videos: Sec. 4 "Evaluation metrics", Tables 1 to 4.
 
     python -m evaluation.inception_score generated/                     toy IS: the classes of toy/judge
     python -m evaluation.inception_score generated/ --network FILE      the classes of a network of your own
 
 IS is high if each clip belongs clearly to one class, and the clips to many. It never looks at real clips. The field
-averages ten splits; one split has no more classes than clips, so a split of few clips bounds the score.
+averages ten splits. A split's IS is at most its number of clips, so small splits bound the score.
 our reading  The classes of the toy judge are shape x colour x motion, 704 in all; 62 of them occur in held-out prompts.
 """
 import sys

@@ -103,7 +103,7 @@ def new_judge(vocab_size):
 
 
 def load_judge(device="cpu", folder=JUDGE.parent):
-    """Both networks from a folder that stage `train` wrote, in eval mode. Raises ValueError, in one line."""
+    """Both networks from a folder that `python -m evaluation.judge` wrote, in eval mode. ValueError, in one line."""
     path = Path(folder, JUDGE.name)
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}

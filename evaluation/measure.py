@@ -92,7 +92,7 @@ def motion_of(path, times, radius, shape):
 def score_clip(frames, thing, other=None, fps=2.0):
     """Scores a clip, uint8 [n, H, W, 3], against the Thing of its prompt. `other` is the scene's second Thing, if any.
     shape, colour   are they right in the key frame?
-    motion, still   is it right, of all motions and none? is standing still nearest to its path?
+    motion, still   is it right (of ten motions and standing still)? is standing still nearest to its path?
     speed           measured / asked; nan if the motion is wrong
     colour_drift    mean over frames and channels of |mean colour - that in the key frame| / 255
     size_drift      mean over frames of |radius / radius in the key frame - 1|; nan where it should grow or shrink

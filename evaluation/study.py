@@ -71,7 +71,7 @@ class Study:
     def __init__(self, settings):
         if settings.clips < 2:
             raise ValueError(f"--clips {settings.clips}: want 2 or more")
-        self.settings, self.began, self.gpu = settings, time.monotonic(), settings.device == "cuda"
+        self.settings, self.began, self.gpu = settings, time.monotonic(), settings.device != "cpu"
         video = weights.component("video", settings.model)
         self.size = side_of(weights.read_settings(video, "sampling", Sampling).size)
         self.protocol = Protocol(None, settings.frames, settings.fps, self.size, device=settings.device)
@@ -117,7 +117,7 @@ class Study:
         """Makes everything that models share. Then several processes may compute parts of the numbers at once."""
         self.latents()
         self.first_stage("weak")
-        self.truth
+        self.truth                                                  # a cached property: writes and measures the clips
         write_json({}, self.settings.out / PREPARED)
 
     def video_model(self, cell, seed):

@@ -80,7 +80,7 @@ def score_interpolation(cinema, count, fps, seed=0, batch=16, **changes):
 
 def score_clips(cinema, clips, seed=0, batch=16, shown=8, **changes):
     """Scores the model on the windows of a FolderSet, given their key frames: ({row: {column: number}}, strip). strip:
-    (caption, true clip, model's clip) of the first `shown` windows, uint8 [n, H, W, 3]. Noise i: seed `seed` + i."""
+    (caption, true clip, model's clip) of the first `shown` windows, uint8 [n, H, W, 3]. Seed of noise i: seed + i."""
     scores, strip = defaultdict(list), []
     for ids in [range(len(clips))[first:first + batch] for first in range(0, len(clips), batch)]:
         items = [clips[i] for i in ids]

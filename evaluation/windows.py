@@ -67,7 +67,7 @@ def read_window(path, protocol, rate=None):
                 moves = getattr(image, "n_frames", 1) > 1
         start = max(0, (clip_seconds(path, rate) - n / fps) / 2)
         times = start + (np.arange(n) + 0.5) / fps                  # the middle of each frame's time on show
-        frames = torch.tensor(read_clip(path, times if moves else times[:1] * 0, protocol.size, rate))
+        frames = torch.tensor(read_clip(path, times if moves else np.zeros(1), protocol.size, rate))
         return frames if moves else frames.repeat(n, 1, 1, 1)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: {one_line(error)}; want {n} frames at {fps:g} fps, see --frames and --fps") from None
@@ -83,8 +83,8 @@ class Windows(torch.utils.data.Dataset):
         rows = {path: row for path, row in read_captions(folder).items() if path.suffix != ".txt"}    # of no clip
         if with_captions:
             rows = {path: row for path, row in rows.items() if row["text"] != ""}
-            for path in [path for path, row in rows.items() if not is_text(row["text"])]:
-                raise ValueError(f"{path}: has a caption that cannot be read as text in UTF-8")
+            if bad := [path for path, row in rows.items() if not is_text(row["text"])]:
+                raise ValueError(f"{bad[0]}: has a caption that cannot be read as text in UTF-8")
         if not rows and not with_captions and folder.is_dir():
             rows = {path: {"text": "", "fps": None} for path in sorted(folder.rglob("*"))
                     if path.suffix.lower() in ANIMATIONS + FILMS and not HIDDEN.search(str(path.relative_to(folder)))}
@@ -103,7 +103,7 @@ class Windows(torch.utils.data.Dataset):
             return error
 
     def sizes(self):
-        """The sizes of the pictures in the files, as "128x128, 256x144". Films are not asked."""
+        """The sizes of the pictures in the files, as "128x128, 256x144". Films are left out."""
         sizes = set()
         for path in [pictures_of(path)[0] if path.is_dir() else path for path in self.paths]:
             if path.suffix.lower() not in FILMS:
@@ -112,7 +112,7 @@ class Windows(torch.utils.data.Dataset):
         return ", ".join(sorted(sizes))
 
     def batches(self):
-        """Yields uint8 [b, n, H, W, 3] by turns. Worker processes read ahead. Raises ValueError."""
+        """Yields uint8 [b, n, H, W, 3] batch after batch. Worker processes read ahead. Raises ValueError."""
         workers = max(0, min((os.cpu_count() or 1) - 1, len(self) // 64))    # fewer clips are not worth a process
         loader = torch.utils.data.DataLoader(self, self.protocol.batch, num_workers=workers, collate_fn=list)
         for items in tqdm(loader, desc="reading and judging", mininterval=2):

@@ -102,7 +102,7 @@ def check(args):
     if not args.ids and not (args.folder / MARKER).is_file():
         raise ValueError(f"{args.folder}: `start` did not make this folder; name the exercises to check")
     exercises = select(args.ids or read_started(args.folder))
-    problems = {e.id: certify(e, (args.folder / e.file).read_text(encoding="utf-8")) for e in exercises}
+    problems = {e.id: certify(e, (args.folder / e.file).read_text("utf-8-sig", "replace")) for e in exercises}
     if args.json:
         print(json.dumps([{"id": id, "right": not problem, "problem": problem} for id, problem in problems.items()]))
     else:

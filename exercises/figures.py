@@ -87,13 +87,14 @@ def draw_gamma(seed):
 
 def denoise(cinema, prompt, z_c, seed, steps=10):
     """Stage two, spelt out: yields t, z_t and the z_0 predicted from it [1, 4, 9, h, w], at each step of DDIM."""
-    s, outputs = cinema.settings(steps=steps), []
+    s, outputs, timesteps = cinema.settings(steps=steps), [], cinema.schedule.timesteps(steps)
     text, empty = cinema.encode_text([prompt]), cinema.encode_text([""])
     f_theta = lambda z_t, t, text: cinema.video(z_t, t, z_c.expand(len(z_t), -1, -1, -1, -1), text)
-    guided = guide(f_theta, s.guidance, text, empty)
-    model = lambda z_t, t: outputs.append(guided(z_t, t)) or outputs[-1]
+
+    def model(z_t, t):
+        outputs.append(guide(f_theta, s.guidance, text, empty)(z_t, t))
+        return outputs[-1]
     z_t = appearance_noise(noise([seed], (4, s.frames, *z_c.shape[3:]), "video")(), z_c, s.lam + s.gamma)
-    timesteps = cinema.schedule.timesteps(steps)
     for (t, ab, _), z_next in zip(timesteps, ddim(model, z_t, timesteps, cinema.schedule), strict=True):
         yield t, z_t, cinema.schedule.predict_z0_eps(outputs[-1], z_t, ab)[0]
         z_t = z_next

@@ -144,7 +144,8 @@ def tsr(microcinema):
     close(z_bar, want, "the frames lie evenly between: frame 1 of 5 is 3/4 z_first + 1/4 z_last")
 
 
-@exercise("3.1", "ours", "microcinema.py", "noise", 2, 10, "Noise that depends on seed and stage, not on the batch.",
+@exercise("3.1", "our reading", "microcinema.py", "noise", 2, 10,
+          "Noise that depends on seed and stage, not on the batch.",
           "A torch.Generator for each seed, seeded from the text of seed and stage; return a function that draws from "
           "all of them and stacks.")
 def seeds(microcinema):

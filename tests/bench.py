@@ -129,7 +129,7 @@ def largest_batch(z_0, text, change=None):
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     name = f", {change.__name__}" if change else ""
-    print(f"(c) largest batch that trains, of 1, 2, 4, ...{name}: {fits}, {peak:.1f} GiB (next: {reason})", flush=True)
+    print(f"largest batch that trains, of 1, 2, 4, ...{name}: {fits}, {peak:.1f} GiB (next: {reason})", flush=True)
 
 
 def sd21_inputs(device):
@@ -141,11 +141,11 @@ def sd21_inputs(device):
 
 def recorded(call):
     """The call as one CUDA graph."""
-    call(), torch.cuda.synchronize()
+    call()                                                                   # torch.cuda.graph waits for it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = call()
-    return lambda: (graph.replay(), output)[1]
+        call()
+    return graph.replay
 
 
 def networks():
@@ -260,8 +260,7 @@ def sd21_videos(device):
 
 
 def sd21_training(device, best, batch=8):
-    """A training step compiled for a larger batch, one with gradient checkpointing, and the largest batch that
-    trains."""
+    """A compiled step of a larger batch, a step with gradient checkpointing, and the largest batch that trains."""
     z, _, _, text = sd21_inputs(device)
     many, texts = z[:1].repeat(batch, 1, 1, 1, 1), text[:1].repeat(batch, 1, 1)
     try:
@@ -280,8 +279,7 @@ def sd21_training(device, best, batch=8):
 
 
 def sd21_processes(device, each):
-    """Under torchrun: one card alone, then all cards with DDP and with FSDP2, `each` clips a card. Prints clips a
-    second and memory a card."""
+    """Under torchrun: clips a second and memory a card, of one card, then of all cards with DDP and with FSDP2."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     z, _, _, text = sd21_inputs(device)
@@ -349,6 +347,8 @@ def main():
     parser.add_argument("--each", type=int, default=4, help="clips a card, under torchrun")
     parser.add_argument("--more", action="store_true", help="also whole videos and the largest batch")
     args = parser.parse_args()
+    if (args.sd21 and args.device != "cuda") or (args.more and not args.sd21):
+        parser.error("--sd21 needs a GPU (--device cuda); --more needs --sd21")
     sd21(args.device, args.each, args.more) if args.sd21 else toy(args.device)
 
 
