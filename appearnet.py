@@ -7,8 +7,8 @@ defines  group_norm_3d (Eq. 1), spade (Eq. 2), AppearNet, routes and INJECTIONS 
 
 our reading
       - The input is z_t + ZeroConv(condition), as in Fig. 2. The text of Sec. 3.2 names the condition alone.
-      - SPADE replaces the norm of the *second temporal layer* of each ResBlock (Fig. 3). "The GroupNorm layers of the
-        U-Net" (Sec. 4.2.1) could also mean SD's own norms, but then their learned scale and bias would be lost.
+      - SPADE replaces the norm of the *second temporal layer* of each encoder and decoder ResBlock (Fig. 3). "The
+        GroupNorm layers of the U-Net" (Sec. 4.2.1) could also mean SD's own norms, whose learned scale would be lost.
       - "Projector" is undefined. Before gamma_a and beta_a: a 1x1x1 convolution and SiLU with a random start; for the
         added features: one zero convolution. A second zero layer in either chain would stop its gradient for ever.
       - The decoder's features go where ControlNet's go (Zhang et al. 2023), see `routes`.
@@ -24,7 +24,7 @@ from torch import nn
 from sd21.kernels import group_norm
 from unet3d import Encoder, UNet3D, UNetConfig, ZeroConv2d, fold, unfold
 
-INJECTIONS = ("concat", "add_dec", "add_encdec", "add_encdec_spade")        # Table 2, top to bottom; the last is ours
+INJECTIONS = ("concat", "add_dec", "add_encdec", "add_encdec_spade")        # Table 2, top to bottom; last: MicroCinema
 
 # One of these words is in the name of every tensor that the paper adds, and in no other. Three places read the list:
 # the learning rates (train.py), the fresh start of new layers (VideoModel.grow), the map's column (sd21/tensor_map.py).
@@ -67,7 +67,7 @@ def routes(unet, inject):
     if inject == "add_dec":
         return to_skips + middle
     if inject == "add_encdec":
-        return [(name, name) for name in unet.channels if name in resnets + attentions] + to_skips + middle
+        return [(name, name) for name in resnets + attentions] + to_skips + middle
     spaded = [(f"{name}.temporal_conv2.norm", name) for name in resnets]
     spaded += [(f"{resnet}.temporal_conv2.norm", skip) for (resnet, _), skip in decoder]
     added = [(name, name) for name in attentions]
@@ -150,7 +150,7 @@ class VideoModel(nn.Module):
         VideoConfig(inject=inject, **config)                                 # raises ValueError for a wrong `inject`
         self.concat = inject == "concat"
         if self.concat:
-            self.unet, self.appearnet = UNet3D(**config | {"in_channels": 8}), None
+            self.unet, self.appearnet = UNet3D(**{**config, "in_channels": 8}), None
         else:
             self.unet = UNet3D(**config)
             self.appearnet = AppearNet(self.unet, inject, **config)
@@ -173,7 +173,7 @@ class VideoModel(nn.Module):
 
         Every tensor of `image_unet`, a UNet3D without temporal layers, is copied to the U-Net. Those of encoder and
         middle are copied once more to AppearNet. Row "concat" widens conv_in by four channels of zeros. The dtype and
-        device are those of `image_unet`. No weight is in memory twice on the way."""
+        device are those of `image_unet`. At no time does memory hold more than the two models."""
         like = image_unet.conv_in.weight
         with torch.device("meta"):                                           # shapes, but no memory
             model = cls(inject, **vars(replace(image_unet.config, temporal=True)))
@@ -181,7 +181,7 @@ class VideoModel(nn.Module):
         for name, module in model.named_modules():
             if is_new(name) and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        for part in [model.unet] if model.concat else [model.unet, model.appearnet]:
+        for part in model.children():                                        # the U-Net, and AppearNet if there is one
             own = part.state_dict()
             for name, tensor in image_unet.state_dict().items():
                 if name == "conv_in.weight":

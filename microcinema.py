@@ -45,15 +45,15 @@ from sd21.vae import AutoencoderKL
 from unet3d import UNet3D, fold, unfold
 from upscaler.network import load_upscaler
 
-COMPONENT_CLASSES = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D,        # of each folder
+COMPONENT_CLASSES = {"text_encoder": TextEncoder, "vae": AutoencoderKL, "unet": UNet3D,        # {folder: its class}
                      "video": VideoModel, "tsr": VideoModel}
 UNTRAINED = ("no trained video weights (--weights): temporal layers and AppearNet are untrained and have no effect; "
-             "expect a key frame, and then frames that are separate pictures of the sentence")
+             "expect frames that are separate pictures of the sentence, none of them the key frame")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. The defaults are the paper's, or SD2.1's where it is silent. ValueError for impossible values."""
+    """How to sample: the paper's values, else SD2.1's. Raises ValueError; `settings` checks size, steps and spacing."""
     size: int | str = option(320, "pixels: 320 (Sec. 4.1) is square, 320x192 is width x height", size)
     frames: int = option(9, "N, frames of the video (9, Sec. 4.1); best odd: the key frame is the centre", int)
     fps: float = 2.0                # frames a second that the model was trained for (Sec. 4.1)
@@ -63,7 +63,7 @@ class Sampling:
     gamma: float = option(0.02, "gamma of Sec. 4.2.2, extra z^c in the first noise (0.02, Fig. 6)", float)
     eta: float = option(0.0, "share of fresh noise in each step of DDIM: 0 (default) solves the ODE, 1 is DDPM", float)
     sampler: str = option("ddim", "the solver (ddim)", choices=tuple(SAMPLERS))
-    spacing: str = option("trailing", "of the steps t: from 999, or SD2.1's from 981", choices=("trailing", "leading"))
+    spacing: str = option("trailing", "steps t: from 999, or SD2.1's (50: from 981)", choices=("trailing", "leading"))
 
     def __post_init__(self):
         if not 1 <= self.frames < 2**16:
@@ -73,7 +73,7 @@ class Sampling:
         if not all(map(math.isfinite, (self.guidance, self.lam, self.gamma))):
             raise ValueError(f"guidance {self.guidance:g}, lambda {self.lam:g}, gamma {self.gamma:g}: want finite "
                              "numbers")
-        if not 0 <= self.eta <= 1 or self.eta and self.sampler != "ddim":
+        if not (0 <= self.eta <= 1 and (self.eta == 0 or self.sampler == "ddim")):
             raise ValueError(f"eta {self.eta:g} with sampler {self.sampler}: want 0 to 1 with ddim, 0 with any other")
 
 
@@ -138,14 +138,14 @@ class MicroCinema:
     @torch.inference_mode()
     def animate_latents(self, prompts, key_frames, seeds=(0,), appearance=True, **changes):
         """`animate` without the decoder: latents [b, 4, n, h, w]."""
-        s = self.settings(**changes | {"size": size_of(*key_frames.shape[2:])})
+        s = self.settings(**{**changes, "size": size_of(*key_frames.shape[2:])})
         prompts = as_list(prompts, seeds, key_frames)
         text, empty = self.encode_text(prompts), self.encode_text([""] * len(prompts))
         z_c = self.encode(key_frames)                                        # [b, 4, 1, h, w]
         if appearance:
             return self.sample_video(self.video, z_c, text, empty, s, seeds, "video", "video")
-        unet_alone = lambda z_t, t, z_c, text: self.video.unet(z_t, t, text)
-        return self.sample_video(unet_alone, 0 * z_c, text, empty, s, seeds, "video", "video without z_c")
+        alone = self.video if self.video.concat else lambda z_t, t, z_c, text: self.video.unet(z_t, t, text)
+        return self.sample_video(alone, 0 * z_c, text, empty, s, seeds, "video", "video without z_c")
 
     def sample_video(self, model, condition, text, empty, s, seeds, stage, name):
         """Latents z_0 of clips of s.frames frames from `model`, f_theta, with condition [b, 4, 1 or n, h, w]."""
@@ -161,10 +161,10 @@ class MicroCinema:
     def sample(self, model, z_T, text, empty, s, next_noise, shift, name):
         """Solves from z_T to z_0 with guidance and a progress bar: in float32, whatever the dtype of the network."""
         timesteps = self.schedule.timesteps(s.steps, s.spacing)
-        guided = guide(model, s.guidance, text, empty)
+        in_float32 = lambda z_t, t, text: model(z_t.to(text.dtype), t, text).float()
+        guided = guide(in_float32, s.guidance, text, empty)
         options = {"eta": s.eta, "shift": shift, "noise": next_noise} if s.sampler == "ddim" else {}
-        in_float32 = lambda z_t, t: guided(z_t.to(text.dtype), t).float()
-        for z in tqdm(SAMPLERS[s.sampler](in_float32, z_T, timesteps, self.schedule, **options), desc=name,
+        for z in tqdm(SAMPLERS[s.sampler](guided, z_T, timesteps, self.schedule, **options), desc=name,
                       total=s.steps, disable=not self.progress):
             pass
         if not z.isfinite().all():
@@ -195,7 +195,7 @@ class MicroCinema:
             raise ValueError(f"{z.shape[2]} frame: want 2 or more to set frames between")
         prompts = as_list(prompts, seeds, z)
         m, size = z.shape[2] - 1, size_of(*(side * self.vae.factor for side in z.shape[3:]))     # m pairs in a clip
-        s = self.settings(self.tsr_sampling, **changes | {"size": size, "frames": 5})
+        s = self.settings(self.tsr_sampling, **{**changes, "size": size, "frames": 5})
         first, last = fold(z[:, :, :-1]), fold(z[:, :, 1:])                  # [(b m), 4, h, w]
         rate = 4 * (fps or self.sampling.fps)
         text = self.encode_text([with_fps(prompt, rate) for prompt in prompts]).repeat_interleave(m, dim=0)
@@ -208,7 +208,7 @@ class MicroCinema:
             clip = self.sample_video(self.tsr, z_bar, text[rows], empty[rows], s, seeds[rows], f"{rate:g} fps", name)
             clip[:, :, 0] = first[rows]                                      # the given frame stays as it is
             clips.append(clip[:, :, :-1])                                    # the next pair begins with the last frame
-        clips = unfold(torch.cat(clips), m).flatten(2, 3)                    # [b, 4, (m 4), h, w]
+        clips = unfold(torch.cat(clips), m).flatten(2, 3)        # clips [(b m), 4, 4, h, w] -> [b, 4, (m 4), h, w]
         return torch.cat([clips, z[:, :, -1:]], dim=2)
 
     @staticmethod
@@ -309,7 +309,7 @@ def main(argv=None):
     add("--merges", type=Path, help="the tokenizer's merges.txt, if it is not with the model")
     or_between("--image", type=Path, help="a picture to be the key frame; any size, any mode")
     or_between("--between", type=Path, nargs="+", metavar="PICTURE", help="set frames between two or more pictures")
-    add("--fps", type=float, help="frames a second: as trained (2, default), 4 times (--between) or 16")
+    add("--fps", type=float, help="frames a second: as trained (2, default), 4 times that (default of --between) or 16")
     add("--pairs", type=positive_int, help="pairs of frames to set others between at once (8); bounds the memory")
     add("--upscale", type=int, default=1, metavar="TIMES", help="enlarge the video: 4 (Real-ESRGAN), 2-16 (Lanczos)")
     add("--upscaler", help="realesrgan (default), lanczos, or a TorchScript file (RGB in [0, 1])")
@@ -320,7 +320,7 @@ def main(argv=None):
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of weights and arithmetic")
     add("--compile", action="store_true", help="torch.compile the models: minutes to start, then faster (GPU)")
-    return run(parser.prog, make_video, parser.parse_args(argv), argv or sys.argv[1:], stopped="nothing was written",
+    return run(parser.prog, make_video, parser.parse_args(argv), argv or sys.argv[1:],
                out_of_memory="a smaller --size, --frames, --pairs or --upscale takes less")
 
 
@@ -350,7 +350,7 @@ def make_video(args, command):
         print(UNTRAINED)
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if field.name != "fps"}
     s, trained = cinema.settings(**changes), cinema.sampling
-    if cinema.trained and (height_width(s.size), s.frames) != (height_width(trained.size), trained.frames):
+    if cinema.trained and (s.size, args.between or s.frames) != (trained.size, args.between or trained.frames):
         print(f"the video model was trained on {trained.frames} frames of size {trained.size}; other sizes and lengths "
               "often show things twice, or motion that starts again")
     if upscale:

@@ -60,7 +60,7 @@ def parameter_groups(model, lr_temporal=2e-5, lr_spatial=2e-6):
 
 
 def make_batch(z_0, ids, empty_ids, drop_text, steps, random):
-    """What `loss` needs of clips z_0 [b, 4, n, h, w] with token ids [b, 77]: (z_0, ids, t, eps_n).
+    """A batch of clips z_0 [b, 4, n, h, w] with token ids [b, 77]: (z_0, ids, t, eps_n), the arguments of loss_of.
 
     A share `drop_text` of the captions becomes the empty one, for guidance; z^c and the prior stay. t is uniform over
     `steps` diffusion steps, eps_n is i.i.d. `random` is a torch.Generator."""
@@ -89,7 +89,7 @@ class Recipe(BaseRecipe):
     inject: str | None = option(None, "a row of Table 2 (default: the last, or that of --start)", choices=INJECTIONS)
     lam: float = option(0.03, "lambda of Eq. 3 (0.03, Fig. 6)", finite_float)
     lr_temporal: float = option(2e-5, "learning rate of new tensors (2e-5, Sec. 4.1)", learning_rate)
-    lr_spatial: float = option(2e-6, "of those of the image model (2e-6, Sec. 4.1)", learning_rate)
+    lr_spatial: float = option(2e-6, "learning rate of tensors from the image model (2e-6, Sec. 4.1)", learning_rate)
 
 
 def train_video(run, clips, recipe):
@@ -110,7 +110,7 @@ def train_video(run, clips, recipe):
         config = sizes | {"inject": inject, "sampling": sampling}
     sampling = config.get("sampling", {}) | {"size": clips.size, "frames": clips.frames, "fps": clips.fps}
     centre = clips.frames // 2                                               # the key frame
-    train_motion(run, clips, recipe, model, config | {"sampling": sampling}, unet.place,
+    train_motion(run, clips, recipe, model, config | {"sampling": sampling},
                  condition_of=lambda z_0: z_0[:, :, centre:centre + 1])      # z^c
 
 
@@ -122,17 +122,17 @@ def train_tsr(run, clips, recipe):
     start = weights.component("tsr", recipe.start) if recipe.start else prepare.open_component(
         "video", run, recipe.model)
     config, _ = start.read()
-    sampling = {key: value for key, value in config.get("sampling", {}).items() if key != "fps"}
+    sampling = {key: value for key, value in config.get("sampling", {}).items() if key != "fps"}     # TSR has two rates
     sampling |= weights.component("tsr", recipe.model).settings("sampling") | {"size": clips.size, "frames": 5}
-    train_motion(run, clips, recipe, prepare.load(start), config | {"sampling": sampling}, recipe.model,
+    train_motion(run, clips, recipe, prepare.load(start), config | {"sampling": sampling},
                  condition_of=lambda z_0: tsr_condition(z_0[:, :, 0], z_0[:, :, -1], 5))
 
 
-def train_motion(run, clips, recipe, model, config, schedule_place, condition_of):
+def train_motion(run, clips, recipe, model, config, condition_of):
     """Eq. 5 on clips, with condition_of(z_0) as z^c. `run` holds the device, the output folder and the stage."""
     config["sampling"] = config["sampling"] | {"lam": recipe.lam}
-    schedule = prepare.schedule_for_eq_5(schedule_place, run.device)
-    vae, text_encoder, tokenizer = prepare.frozen_parts(run, recipe.model, recipe.merges)
+    schedule = prepare.schedule_for_eq_5(prepare.open_component("scheduler", run, recipe.model).place, run.device)
+    vae, text_encoder, tokenizer = prepare.frozen_parts(run, recipe.model, model, recipe.merges)
     model.to(run.device).train()
     cinema = MicroCinema(tokenizer, text_encoder, vae, model.unet, model, schedule, progress=False)
     sampling = Sampling(**weights.arguments(Sampling, config["sampling"], run.out))

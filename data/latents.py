@@ -95,6 +95,7 @@ def read(folder, cache_key):
     for key, value in cache_key.items():
         if content.get(key) != value:
             raise ValueError(f"{folder}: {key} is {content.get(key)}, want {value}; make new latents for this stage")
+    counts = content["clips"] if isinstance(content.get("clips"), dict) else {}
     for name in SETS:
         z, captions, names = [], [], []
         for file in sorted(folder.glob(f"{name}-*.safetensors")):
@@ -111,8 +112,7 @@ def read(folder, cache_key):
             z.append(rows)
             captions += texts
             names += ids
-        count = counts.get(name) if isinstance(counts := content.get("clips"), dict) else None
-        if len(names) != count:
-            raise ValueError(f"{folder}: has {len(names)} of {count} clips for {name}; a shard is missing")
+        if len(names) != counts.get(name):
+            raise ValueError(f"{folder}: has {len(names)} of {counts.get(name)} clips for {name}; a shard is missing")
         sets.append(Latents(z, captions, names))
     return sets

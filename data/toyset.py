@@ -237,7 +237,7 @@ class ToySet(torch.utils.data.Dataset):
     def __init__(self, count, frames=9, fps=2.0, size=128, seed=0, held_out=False, windows=()):
         self.count, self.frames, self.size, self.seed, self.held_out = count, frames, side_of(size), seed, held_out
         self.windows, self.rates, self.skipped = windows, windows or (fps,), {}
-        steps, slowest = frames - 1 if windows else 2 * (frames // 2), min(self.rates)          # both ways from CENTRE
+        steps, slowest = (frames - 1 if windows else 2 * (frames // 2)), min(self.rates)        # both ways from CENTRE
         if steps / slowest > SECONDS:
             raise ValueError(f"{frames} frames at {slowest:g} fps: a toy clip lasts {SECONDS:g} s; want fewer frames")
 

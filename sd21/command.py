@@ -22,8 +22,8 @@ def _checked(kind, allowed, problem):
     """An argparse type: kind(text), if that is a value for which allowed(value) is true."""
     def parse(text):
         with suppress(ValueError, OverflowError):               # of kind, if the text is no number, or too large a one
-            if allowed(kind(text)):
-                return kind(text)
+            if allowed(value := kind(text)):
+                return value
         raise argparse.ArgumentTypeError(f"{text}: {problem}")
     return parse
 

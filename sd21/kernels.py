@@ -36,7 +36,7 @@ def split_heads(x, heads):
 
 
 def attention(q, k, v, heads):
-    """softmax(q k^T / sqrt(c / heads)) v for each head: q [b, i, c], k and v [b, l, c] -> [b, i, c].
+    """softmax(q k^T / sqrt(c / heads)) v for each head: q [(b n), i, c], k and v [b, l, c] -> [(b n), i, c].
     The n frames of a clip share one text, so q may have n times as many rows as k and v. Their queries are joined into
     one long row instead of repeating the keys, whose gradient torch.compile once returned as NaN."""
     rows = q.unflatten(0, (len(k), -1)).flatten(1, 2)                        # [b of k, (n i), c]
@@ -49,7 +49,7 @@ def frame_attention(q, k, v, heads):
     Attention kernels work on tiles of 64 tokens and are slow on thousands of 9-frame sequences. So p pixels share a
     row, and a mask stops them from attending to each other."""
     _, pixels, n, _ = q.shape
-    p = max(p for p in range(1, max(1, 64 // n) + 1) if pixels % p == 0)     # of h w alone: no clip changes another
+    p = max(p for p in range(1, max(1, 64 // n) + 1) if pixels % p == 0)     # divides h w: no row holds two clips
     pixel = torch.arange(p * n, device=q.device) // n
     mask = pixel[:, None] == pixel                                           # [(p n), (p n)]
     rows = (split_heads(x.reshape(-1, p * n, x.shape[-1]), heads) for x in (q, k, v))

@@ -23,7 +23,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [b, i, c] over context [b, l, d], or over x itself. `attend` is from kernels.py."""
+    """Multi-head attention of x [(b n), i, c] over context [b, l, d], or over x itself. `attend` is from kernels.py."""
     def __init__(self, channels, context_dim, heads, attend=kernels.attention):
         super().__init__()
         self.heads, self.attend = heads, attend

@@ -42,8 +42,8 @@ OWN_FILES = {
     "text_encoder.text_model.final_layer_norm.weight": [(r"^(unet|text_encoder)\.", r"\1/")],
     "unet.conv_in.weight": [("^", "video/")], "encoder.conv_in.weight": [("^", "vae/")]}
 
-# Tensors that a checkpoint may hold and no model needs: the tables of the noise schedule, which follow from four
-# numbers; the counters of the average; OpenCLIP's last layer and image projection; the position ids 0 to 76.
+# Tensors that a checkpoint may hold and no model needs: the tables of the noise schedule, which follow from three
+# numbers; the counters of the average; OpenCLIP's last layer, text projection, scale; the position ids 0 to 76.
 NOT_NEEDED = re.compile(r"""
     betas | (sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)? | posterior_\w+ |
     model_ema\.decay | model_ema\.num_updates | text_encoder/(text_model\.)?embeddings\.position_ids |

@@ -25,7 +25,7 @@ class Replay:
     def __call__(self, model, *inputs):
         if not can_record(model, inputs):
             return model(*inputs)
-        # Recorded again: a model whose weights moved. Tensors of inference mode cannot be written to outside it.
+        # The key: all that a recording depends on. A tensor made in inference mode cannot be written to outside it.
         key = (model, next(model.parameters()).data_ptr(), torch.is_inference_mode_enabled(),
                [(x.shape, x.dtype, x.device) for x in inputs])
         if key != self.key:

@@ -154,7 +154,7 @@ class Tokenizer:
         new = dict.fromkeys(word for word in split_words(clean(text)) if len(word) > 1 and word not in known)
         if new and known:
             more = f" and {len(known) - 80} more" if len(known) > 80 else ""
-            yield f"words that its captions never had: {', '.join(new)}; it knows {', '.join(known[:80])}{more}"
+            yield f"words that the model's captions never had: {', '.join(new)}; it knows {', '.join(known[:80])}{more}"
 
     def __call__(self, texts):
         """Prompts, or a single one -> ids [b, 77]: start, at most 75 ids, end, zeros."""

@@ -49,7 +49,7 @@ class Component(namedtuple("Component", "name place config file")):
         """(its config, where that is from). {} for a single file without one: our defaults are SD2.1's sizes."""
         if not self.config:                 # SD2.1's two single files differ by name only: the 768 one predicts v
             schedule = {"prediction_type": "v_prediction" if "768" in self.place.name else "epsilon"}
-            return schedule if self.name == "scheduler" else {}, self.place
+            return (schedule if self.name == "scheduler" else {}), self.place
         config = read_json(self.config)
         if not all(isinstance(config.get(key, {}), dict) for key in ("sampling", "training")):
             raise ValueError(f"{self.config}: want JSON objects as sampling and training")
@@ -191,9 +191,9 @@ def fits(key, value, default):
     if isinstance(default, tuple):
         return type(value) in (list, tuple) and 0 < len(value) <= 10 and all(fits(key, x, default[0]) for x in value)
     if isinstance(default, float):
-        low, high = -1e9 if key in ("guidance", "lam", "gamma", "eta") else 0, 1 if key.startswith("beta") else 1e9
+        low, high = (-1e9 if key in ("guidance", "lam", "gamma", "eta") else 0), (1 if key.startswith("beta") else 1e9)
         number = type(value) in (int, float)
-        return low < value < high if number else value is None and key == "scaling_factor"   # null: see `load`
+        return (low < value < high) if number else (value is None and key == "scaling_factor")       # null: see `load`
     most = 64 if "layers" in key else 2**20                                  # a layer takes time, even on `meta`
     return type(value) is type(default) and (type(value) is not int or 0 < value <= most)
 
@@ -204,8 +204,8 @@ def arguments(model_class, config, where):
     wanted = inspect.signature(getattr(model_class, "Config", model_class)).parameters
     for key, value in config.items():
         harmless = [FIXED[key]] if key in FIXED else [None, False, 0, [], ""]
-        if not (fits(key, value, wanted[key].default) if key in wanted else
-                key in UNUSED or key.startswith("_") or value in harmless):
+        known = key in UNUSED or key.startswith("_") or value in harmless
+        if not (fits(key, value, wanted[key].default) if key in wanted else known):
             raise ValueError(f"{where}: {key!r:.60} = {value!r:.60} is not supported")
     return {key: value for key, value in config.items() if key in wanted}
 

@@ -74,9 +74,29 @@ def test_the_solver_is_the_one_that_was_asked_for(monkeypatch):
 def test_without_appearance_the_unet_is_alone_and_the_noise_plain():
     """appearance=False, lam = 0.5: is there anything of z_c left in the first z_t?"""
     asked = []
-    video = SimpleNamespace(unet=lambda z_t, t, text: asked.append(z_t) or 0 * z_t)
+    video = SimpleNamespace(concat=False, unet=lambda z_t, t, text: asked.append(z_t) or 0 * z_t)
     run("video", toy(video=video), appearance=False, steps=1, lam=0.5, gamma=0.25)
     assert torch.equal(asked[0][:1], noise([1], (4, 3, 16, 16), "video")())
+
+
+def test_without_appearance_a_concat_model_sees_zeros():
+    """The U-Net of row "concat" has 8 channels in. appearance=False: which condition fills the last four?"""
+    asked = []
+    video = lambda z_t, t, z_c, text: asked.append(z_c) or 0 * z_t
+    video.concat = True
+    run("video", toy(video=video), appearance=False, steps=1)
+    assert asked[0].abs().max() == 0                                         # breaks if the U-Net alone is called
+
+
+def test_guidance_is_computed_in_float32():
+    """The network computes in bfloat16, which has no number between 1 and 1 + 2^-7. With scale 1.1 the answer lies a
+    tenth of that step above 1 + 2^-7."""
+    network = lambda z_t, t, text: torch.tensor([1, 1 + 2**-7], dtype=z_t.dtype).view(2, 1, 1, 1, 1).expand_as(z_t)
+    cinema, text, z_T = toy(), torch.zeros(1, 77, 4, dtype=torch.bfloat16), torch.zeros(1, 4, 1, 2, 2)
+    s = replace(cinema.sampling, guidance=1.1, steps=1, sampler="ddim")
+    z_0 = cinema.sample(network, z_T, text, text, s, None, 0.0, "test")
+    ab = cinema.schedule.alpha_bar[999].item()
+    assert_close(z_0, torch.full_like(z_T, -((1 - ab) / ab) ** 0.5 * (1 + 1.1 * 2**-7)))     # breaks in bfloat16
 
 
 def test_in_a_batch_both_passes_have_each_clips_own_condition():

@@ -286,6 +286,25 @@ def test_a_video_model_of_another_size_is_no_start(like, ready, tmp_path, capsys
     assert "cross_attention_dim is 16" in capsys.readouterr().err
 
 
+def test_merges_of_another_model_are_refused_before_training(like, ready, tmp_path, capsys):
+    """One merge more than the text encoder has tokens for: is that said, in one line?"""
+    out = ready("out")
+    lines = (out / "tokenizer" / "merges.txt").read_text(encoding="utf-8") + "zz zz</w>\n"
+    (tmp_path / "merges.txt").write_text(lines, encoding="utf-8")
+    assert run("video", like, out, 1, "--merges", tmp_path / "merges.txt") == 2
+    assert "merges.txt: the tokenizer has" in capsys.readouterr().err        # breaks with an IndexError
+
+
+@pytest.mark.slow
+def test_the_noise_schedule_is_that_of_the_out_folder(like, ready, capsys):
+    """MicroCinema reads it there too. A schedule for v in --out: does stage tsr refuse it?"""
+    out = ready("out")
+    assert run("video", like, out, 1) == 0
+    write_json({"prediction_type": "v_prediction"}, out / "scheduler" / "scheduler_config.json")
+    assert run("tsr", like, out, 1) == 2
+    assert "v-prediction" in capsys.readouterr().err
+
+
 def test_a_size_that_cannot_be_sampled_is_refused_before_training(like, ready, capsys):
     """The U-Net cannot halve latents of odd size: is that said before the first step?"""
     assert run("video", like, ready("odd"), 1, "--size", "18") == 2

@@ -81,12 +81,12 @@ class Stage:
     """What is trained, on which batches, with which loss."""
     model: nn.Module                    # float32, on its device
     groups: list                        # for AdamW: names, parameters and learning rates
-    pick: Callable                      # (step, generator) -> numbers of the clips in the batch of that step
+    pick: Callable                      # (step, generator) -> numbers of the clips in that step's batch; vae: the step
     load: Callable                      # (numbers, generator) -> tensors of the whole batch, [b, ...] each
     loss_of: Callable                   # (*tensors of a batch) -> its mean loss
     names: Callable                     # (numbers) -> names of these clips
     save: Callable                      # ({name: tensor} of the averaged weights) -> None
-    validate: Callable = lambda: {}     # () -> {name: loss} on held-out clips, with the model's weights of the moment
+    validate: Callable = lambda: {}     # () -> {name: loss} on held-out clips, with the current weights
     sample: Callable | None = None      # () -> a picture of what the model makes now
     units: Callable | None = None       # (network) -> groups of modules that FSDP2 gathers together
 
@@ -134,11 +134,11 @@ def take_steps(stage, run, state, start, seconds):
             mean = sum(all_gather(loss.item())) / world_size()
             bad = min(all_gather(first_bad_step.item()))
             if bad < run.steps:
-                clips = ", ".join(stage.names(stage.pick(bad, run.generator(bad))))
+                clips = ", ".join(stage.names(stage.pick(bad, run.generator(bad))))      # pick draws first: same clips
                 raise FloatingPointError(f"the loss or its gradient is not finite at step {bad}, with clips {clips}")
             running = mean if running is None else 0.9 * running + 0.1 * mean            # of the loss
             progress.set_postfix(loss=f"{running:.4f}")
-            losses, note = evaluate(stage.validate) if due else {}, ""
+            losses, note = (evaluate(stage.validate) if due else {}), ""
             if due and run.keep == "best":
                 with state.averaged():
                     averages = evaluate(stage.validate).values()
@@ -172,7 +172,7 @@ def evaluate(function):
 def learning_rate_scale(step, left, warmup, cooldown):
     """The factor of the learning rates: rises over the first `warmup` steps, falls to 0 over the last share `cooldown`.
     left: the share of the run that is still to do, from 1 to 0."""
-    rising, falling = (step + 1) / (warmup + 1), max(left, 0) / max(cooldown, 1e-9)      # cooldown 0: never below 1
+    rising, falling = (step + 1) / (warmup + 1), max(left, 0) / max(cooldown, 1e-9)  # cooldown 0: 0 only if left is 0
     return min(1, rising, falling)
 
 
@@ -210,7 +210,7 @@ def make_train_step(stage, state, run, start=0):
 
 
 def record_cuda_graph(backward, example, state):
-    """`backward` as one recorded CUDA graph: the kernels of a small model end sooner than they are launched."""
+    """`backward` as one CUDA graph: Python launches the kernels of a small model more slowly than a GPU runs them."""
     static, side = [x.clone() for x in example], torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -47,10 +47,14 @@ def load(component, run=None, **fixed):
     return weights.load(component, COMPONENT_CLASSES[component.name], **where, **fixed)
 
 
-def frozen_parts(run, model, merges=None):
-    """(vae, text encoder, tokenizer): the parts that stages video and tsr do not train."""
+def frozen_parts(run, model, network, merges=None):
+    """(vae, text encoder, tokenizer): the parts that stages video and tsr do not train. ValueError unless their sizes
+    fit `network`, the video model to train."""
     vae, text_encoder = (load(open_component(name, run, model), run) for name in ("vae", "text_encoder"))
-    return vae, text_encoder, Tokenizer.load(weights.resolve_components(model, run.out, merges)["tokenizer"].place)
+    components = weights.resolve_components(model, run.out, merges) | {run.stage: weights.component(run.stage, run.out)}
+    tokenizer = Tokenizer.load(components["tokenizer"].place)
+    weights.check_sizes_match({"tokenizer": tokenizer, "text_encoder": text_encoder, run.stage: network}, components)
+    return vae, text_encoder, tokenizer
 
 
 def schedule_for_eq_5(place, device):

@@ -62,8 +62,8 @@ def vae_loss(encode, decode, x, noise):
 
 
 def train_vae(run, clips, recipe):
-    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance. --start begins with
-    another autoencoder.
+    """|x - x_hat| and its square on stills, with a little KL; then the scale for unit variance.
+    --start begins with another autoencoder.
     With --decoder-of, the latents are another autoencoder's and only its decoder is trained, for pictures nearer to the
     truth. Every model that was trained on these latents works with it (as Stability AI did for SD, "ft-MSE")."""
     if recipe.start or recipe.decoder_of:
@@ -134,8 +134,8 @@ def train_image(run, clips, recipe):
             captions = clips.encoded(vae, run)[0].captions
         else:                                   # 20,000 captions hold every pair of words; 5 wordings for each clip
             captions = clips.dataset(min(20_000, 5 * clips.clips)).captions()
-        text_config = weights.component("text_encoder", recipe.model).read()
-        vocab_size = weights.arguments(COMPONENT_CLASSES["text_encoder"], *text_config).get("vocab_size", 49_408)
+        part = weights.component("text_encoder", recipe.model)
+        vocab_size = weights.arguments(COMPONENT_CLASSES["text_encoder"], *part.read()).get("vocab_size", 49_408)
         merges = learn_merges(captions, vocab_size - 514)                    # 514: 256 bytes, 256 bytes that end a
         save_merges(merges, run.out / "tokenizer" / "merges.txt")            # word, start and end
     all_gather("written")                                                    # the others read what rank 0 wrote

@@ -19,7 +19,7 @@ class Report:
 
     def __init__(self, path, columns, start=0):
         self.path, self.columns, self.rows = Path(path), ["step", "seconds", "loss", *columns], []
-        if start and self.path.exists():        # names of columns have changed; a full disk may have cut the last row
+        if start and self.path.exists():        # older versions named columns differently; a full disk may cut a row
             try:
                 rows = list(csv.reader(self.path.read_text(encoding="utf-8").splitlines()))[1:]
                 self.rows = [row for row in rows if len(row) == len(self.columns) and int(row[0]) <= start]

@@ -24,9 +24,9 @@ def checkpoints(out, stage):
 
 
 class TrainState:
-    """`parameters` are the model's own, `masters` those that AdamW updates, `ema` their average, all {name: tensor}. In
-    float32 the masters are the parameters. With bf16 the parameters are bfloat16 copies of them. With FSDP2 a parameter
-    is a DTensor and its master is the local shard as a plain tensor: AdamW on DTensors is much slower."""
+    """All {name: tensor}: `parameters` are the model's own, `masters` those that AdamW updates, `ema` their average
+    (the masters themselves without --ema). In float32 the masters are the parameters; with bf16 these are copies. With
+    FSDP2 a parameter is a DTensor, its master the local shard as a plain tensor: AdamW on DTensors is slow."""
 
     def __init__(self, stage, run):
         self.stage, self.run = stage, run
@@ -44,9 +44,9 @@ class TrainState:
         on_gpu = run.device == "cuda"
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=run.weight_decay, fused=on_gpu)
         self.best, self.best_step = math.inf, 0                              # loss of the average weights (--keep best)
-        for p in self.masters.values():                                      # AdamW makes its state at the first step.
+        for p in self.masters.values():     # AdamW would make its state at step 1; made here, resume() can fill it
             p.grad = torch.zeros_like(p) if self.copies else None            # filled by collect_gradients
-            step = torch.zeros((), device=p.device if on_gpu else "cpu")     # Made here, a checkpoint can fill it.
+            step = torch.zeros((), device=p.device if on_gpu else "cpu")
             self.optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     def collect_gradients(self):
