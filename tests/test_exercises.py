@@ -120,7 +120,7 @@ WRONG = {
          "after the decoder's attentions")],
     "grow": [
         ("new layers are never initialised", "module.reset_parameters()", "pass", "new layers"),
-        ("AppearNet is not a copy", "[model.unet, model.appearnet]", "[model.unet]", "starts as a copy"),
+        ("AppearNet is not a copy", "model.children()", "[model.unet]", "starts as a copy"),
         ("concat: weights for z_c are left as they are", "own[name].zero_()[:, :tensor.shape[1]]",
          "own[name][:, :tensor.shape[1]]", "zeros for z_c"),
         ("concat: SD's weights read z_c", "[:, :tensor.shape[1]] = tensor", "[:, -tensor.shape[1]:] = tensor",
