@@ -125,8 +125,8 @@ class Clips:
 
 def describe_set(train_set, held_out):
     """Two lines on a FolderSet: what there is to learn, and the options that fit. Motion is the `change` of up to 50
-    windows; a still has less than 0.001, a quarter of a grey level a frame. Our reading of two sets: models learn emoji
-    (525 clips, a caption each) by heart and do better with guidance 1, BabyAI (1,800 clips, 233 captions) with 3."""
+    windows; a still has less than 0.001, a quarter of a grey level a frame. Our reading of three sets: models learn
+    emoji (525 clips, a caption each) by heart and do better with guidance 1, BabyAI (1,800 clips, 233 captions) with 3."""
     clips, captions = len(train_set.clips), train_set.captions()
     words_of = lambda texts: set(re.findall(r"\w+", " ".join(texts).lower()))
     words, distinct = words_of(captions), len(set(captions))
@@ -135,9 +135,9 @@ def describe_set(train_set, held_out):
                             for i in range(0, len(train_set), len(train_set) // 50 + 1)])
     stills = (changes < 0.001).float().mean().item()
     motion = f"; motion {changes.median():.4f} (median), {stills:.0%} stills" if train_set.frames > 1 else ""
-    advice = {f"--clips {20 * clips}, for 20 windows of a clip": len(train_set) < 20 * clips,
+    advice = {f"--clips {20 * clips}, for 20 windows of a clip": clips < augment.FEW and len(train_set) < 20 * clips,
               "--patience 10, since so few clips are soon learnt by heart": clips < augment.FEW,
-              "--start toy, for models of its sizes": clips < augment.FEW and train_set.frames > 1,
+              "--start toy, for models of its sizes": train_set.frames > 1,
               "sampling with --guidance 1, since most captions name a single clip": 2 * distinct > clips,
               "data.filter, which leaves out stills": stills > 0.25 and train_set.frames > 1}
     return (f"{clips} clips, {distinct} distinct captions; of {len(held_out.clips)} held-out clips, {known} have only "
