@@ -126,7 +126,8 @@ class Clips:
 def describe_set(train_set, held_out):
     """Two lines on a FolderSet: what there is to learn, and the options that fit. Motion is the `change` of up to 50
     windows; a still has less than 0.001, a quarter of a grey level a frame. Our reading of three sets: models learn
-    emoji (525 clips, a caption each) by heart and do better with guidance 1, BabyAI (1,800 clips, 233 captions) with 3."""
+    emoji (525 clips, a caption each) by heart and do better with guidance 1, BabyAI (1,800 clips, 233 captions) with 3.
+    """
     clips, captions = len(train_set.clips), train_set.captions()
     words_of = lambda texts: set(re.findall(r"\w+", " ".join(texts).lower()))
     words, distinct = words_of(captions), len(set(captions))
