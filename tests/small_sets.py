@@ -38,7 +38,7 @@ from sd21.files import atomic_write, read_json, write_json
 SETS = {"emoji": {"fps": 5, "frames": 9}, "babyai": {"fps": 8, "frames": 9}, "sprites": {"fps": 8, "frames": 8}}
 TOY = ROOT / "toy"
 STAGES = {"vae": f"--steps 1500 --batch 16 --clips 10000 --start {TOY}",
-          "image": "--steps 2500 --batch 128 --clips 6000",
+          "image": "--steps 6000 --batch 128 --clips 6000",
           "video": "--steps 1200 --batch 32 --clips 6000 --lr-temporal 2e-3 --lr-spatial 1.2e-3"}
 ALL_STAGES = "--ema 0.995 --warmup 100 --cooldown 0.4 --save-every 200 --sample-every 100000 --keep last --augment none"
 # What stage video adds to the above; the first adds nothing. "from toy": with the autoencoder of the set, since the
