@@ -63,7 +63,7 @@ class Sampling:
     gamma: float = option(0.02, "gamma of Sec. 4.2.2, extra z^c in the first noise (0.02, Fig. 6)", float)
     eta: float = option(0.0, "share of fresh noise in each step of DDIM: 0 (default) solves the ODE, 1 is DDPM", float)
     sampler: str = option("ddim", "the solver (ddim)", choices=tuple(SAMPLERS))
-    spacing: str = option("trailing", "steps t: from 999, or SD2.1's (50: from 981)", choices=("trailing", "leading"))
+    spacing: str = option("trailing", "trailing: from t = 999; leading: SD2.1's steps", choices=("trailing", "leading"))
 
     def __post_init__(self):
         if not 1 <= self.frames < 2**16:
@@ -350,7 +350,7 @@ def make_video(args, command):
         print(UNTRAINED)
     changes = {field.name: getattr(args, field.name) for field in fields(Sampling) if field.name != "fps"}
     s, trained = cinema.settings(**changes), cinema.sampling
-    if cinema.trained and (s.size, args.between or s.frames) != (trained.size, args.between or trained.frames):
+    if cinema.trained and (height_width(s.size), s.frames) != (height_width(trained.size), trained.frames):
         print(f"the video model was trained on {trained.frames} frames of size {trained.size}; other sizes and lengths "
               "often show things twice, or motion that starts again")
     if upscale:

@@ -25,8 +25,9 @@ def checkpoints(out, stage):
 
 class TrainState:
     """All {name: tensor}: `parameters` are the model's own, `masters` those that AdamW updates, `ema` their average
-    (the masters themselves without --ema). In float32 the masters are the parameters; with bf16 these are copies. With
-    FSDP2 a parameter is a DTensor, its master the local shard as a plain tensor: AdamW on DTensors is slow."""
+    (the masters themselves without --ema). In float32 the masters are the parameters. With bf16 the parameters are
+    bfloat16 copies of the masters. With FSDP2 a parameter is a DTensor and its master is the local shard as a plain
+    tensor: AdamW on DTensors is slow."""
 
     def __init__(self, stage, run):
         self.stage, self.run = stage, run
