@@ -116,9 +116,10 @@ def draw_plot(lines, title, predicted, path, width=760, height=480):
     at = lambda x, y: (left + (right - left) * x / last, bottom - (bottom - top) * y / high)
     picture, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(size=15)
     pen = ImageDraw.Draw(picture)
-    for y in (0, high / 4, high / 2, 3 * high / 4, high):
+    step = 10 ** math.floor(math.log10(high / 2))
+    for y in [k * step for k in range(math.floor(high / step) + 1)]:
         pen.line([at(0, y), at(last, y)], "#dddddd")
-        pen.text((left - 8, at(0, y)[1]), f"{y:.3g}", "#606060", font, anchor="rm")
+        pen.text((left - 8, at(0, y)[1]), f"{y:g}", "#606060", font, anchor="rm")
     for gamma in GAMMAS:
         pen.text((at(gamma, 0)[0], bottom + 8), f"{gamma:g}", "#606060", font, anchor="ma")
     pen.line([at(predicted, 0), at(predicted, high)], "#909090", 2)
@@ -128,7 +129,7 @@ def draw_plot(lines, title, predicted, path, width=760, height=480):
         for gamma, ys in line:
             mean, deviation = statistics.mean(ys), statistics.stdev(ys)
             pen.line([at(gamma, mean - deviation), at(gamma, mean + deviation)], COLOURS[k], 2)
-        pen.text((right - 8, top + 20 * k), name, COLOURS[k], font, anchor="ra")
+        pen.text((left + 10, bottom - 20 * (len(lines) - k)), name, COLOURS[k], font, anchor="lm")
     with atomic_write(path) as part:
         picture.save(part)
 

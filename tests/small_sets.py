@@ -48,6 +48,8 @@ RECIPES = {"baseline": "", "best": "--keep best", "shift and colour": "--augment
            "weight decay 0.1": "--weight-decay 0.1", "narrow": "", "from toy": f"--start {TOY}",
            "best + from toy, longer": f"--keep best --steps 3600 --start {TOY}",
            "best + shift and colour + from toy": f"--keep best --augment shift,colour --start {TOY}",
+           "best + shift and colour + from toy, drop text 0.5":
+               f"--keep best --augment shift,colour --drop-text 0.5 --start {TOY}",
            "best + shift and colour + from toy, longer":
                f"--keep best --augment shift,colour --steps 3600 --clips 12000 --start {TOY}"}
 NARROW = {"block_out_channels": [32, 40, 48], "attention_head_dim": [2, 2, 3]}           # a third of the parameters
