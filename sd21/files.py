@@ -63,6 +63,7 @@ def write_tensors(tensors, path, metadata=None):
     try:
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
+            part.chmod(part.parent.stat().st_mode & 0o666)      # safetensors lets only the owner read its files
             with open(part, "rb+") as file:
                 os.fsync(file.fileno())
     except (SafetensorError, OSError) as error:

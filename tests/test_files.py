@@ -153,6 +153,13 @@ def test_tensors_survive_their_file(tmp_path):
             assert file.get_tensor(name).equal(tensor) and file.get_tensor(name).dtype == tensor.dtype
 
 
+def test_whoever_may_read_other_new_files_may_read_tensors(tmp_path):
+    """safetensors makes its files private. On a shared machine, can a colleague load what you trained?"""
+    write_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode    # breaks without the chmod
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error:\n no space")])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, error):
     """The library raises its own error, over several lines."""
