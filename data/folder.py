@@ -210,7 +210,7 @@ class FolderSet(torch.utils.data.Dataset):
                     raise ValueError("has a caption that cannot be read as text in UTF-8")
                 seconds = clip_seconds(path, row["fps"])
                 if seconds <= shortest:
-                    raise ValueError(f"is too short: want more than {shortest:g} s")
+                    raise ValueError(f"is too short: want more than {shortest:g} s; a higher --fps takes shorter clips")
                 clips = self.clips if (number % 10 == 9) == held_out else self.spared
                 clips.append(Clip(path, texts[0], seconds, row["fps"], texts))
             except (ValueError, OSError) as error:

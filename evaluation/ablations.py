@@ -128,7 +128,8 @@ def draw_plot(lines, title, predicted, path, width=760, height=480):
         pen.line([at(gamma, statistics.mean(ys)) for gamma, ys in line], COLOURS[k], 2)
         for gamma, ys in line:
             mean, deviation = statistics.mean(ys), statistics.stdev(ys)
-            pen.line([at(gamma, mean - deviation), at(gamma, mean + deviation)], COLOURS[k], 2)
+            ends = [at(gamma, mean - deviation), at(gamma, mean + deviation)]
+            pen.line([(x + 4 * k, y) for x, y in ends], COLOURS[k], 2)       # beside the bars of the other lines
         pen.text((left + 10, bottom - 20 * (len(lines) - k)), name, COLOURS[k], font, anchor="lm")
     with atomic_write(path) as part:
         picture.save(part)
@@ -165,6 +166,8 @@ def work(args):
     """The command: the tables that were named, then their figures, then the predicted gammas."""
     if args.part and not (args.out / PREPARED).exists():
         raise ValueError("--part: first the command with `prepare`, for everything that the parts share")
+    if args.data:
+        FolderSet(args.data[0], 1, *args.data[1:], held_out=True)           # fail here, not after minutes
     study, titles = Study(from_args(Settings, args)), [title for title in TABLES if title in args.what]
     if args.part:
         compute(study, titles, *args.part)

@@ -91,8 +91,10 @@ def clips_of(folder):
     """{name without ending: file} of the clips that a browser plays. Raises ValueError."""
     files = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in TYPES] if folder.is_dir() else []
     clips = {path.stem: path for path in files}
-    if len(clips) < len(files) or not clips:
-        raise ValueError(f"{folder}: want clips with different names, of {' '.join(TYPES)}")
+    if not clips:
+        raise ValueError(f"{folder}: want a folder with clips directly in it, of {' '.join(TYPES)}")
+    if len(clips) < len(files):
+        raise ValueError(f"{folder}: two clips have the same name but for the ending; want different names")
     return clips
 
 

@@ -81,8 +81,10 @@ class Study:
         shared = {key: str(value) for key, value in asdict(settings).items() if key not in may_change}
         shared["judge"] = self.protocol.load()[1]["network"]
         record = settings.out / "study.json"
-        if record.exists() and read_json(record) != shared:
-            raise ValueError(f"{settings.out}: was begun with other settings, see study.json; name a new --out")
+        begun = read_json(record) if record.exists() else shared
+        if begun != shared:
+            other = [key for key in shared if begun.get(key) != shared[key]]
+            raise ValueError(f"{settings.out}: was begun with other settings ({', '.join(other)}); name a new --out")
         write_json(shared, record)
         self.networks                                               # fail here rather than after the first training
         self.load()

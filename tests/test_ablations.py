@@ -118,15 +118,16 @@ def test_a_study_ends_in_time_with_what_it_has(tmp_path, model, calls, capsys):
     output = capsys.readouterr().out
     assert "same command goes on" in output and "| plain (0) |" in output and not calls
     assert study("prompts", tmp_path, model, "--guidance", 3) == 2
-    assert "was begun with other settings" in capsys.readouterr().err
+    assert "was begun with other settings (guidance); name a new --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong, said", [(["prompts", "--part", 3, 2], "want K from 1 to N"),
                                          (["rho", "--part", 1, 2], "have no parts"),
                                          (["prompts", "--clips", 1], "want 2 or more"),
-                                         (["rho", "--data", ".", "x", 2], "--data FOLDER FRAMES FPS: x")])
+                                         (["rho", "--data", ".", "x", 2], "--data FOLDER FRAMES FPS: x"),
+                                         (["rho", "--data", "none", 9, 2], "none: no such folder of clips")])
 def test_a_wrong_option_is_refused_before_anything_is_made(tmp_path, capsys, wrong, said):
-    """Part 3 of 2, parts of what has none, one clip, a number of frames that is none."""
+    """Part 3 of 2, parts of what has none, one clip, a number of frames that is none, no folder."""
     try:
         code = ablations.main([*map(str, wrong), "--out", str(tmp_path / "study")])
     except SystemExit as stop:

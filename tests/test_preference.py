@@ -82,11 +82,13 @@ def test_the_page_needs_no_other_file(page):
     assert text.count("data:image/webp;base64,") == 6 and "http" not in text and "a \\u003c/script> of films" in text
 
 
-@pytest.mark.parametrize("words, ours, theirs", [("want clips with different names", "empty", "ours"),
+@pytest.mark.parametrize("words, ours, theirs", [("want a folder with clips directly in it", "empty", "ours"),
+                                                 ("two clips have the same name but for the ending", "twice", "ours"),
                                                  ("no two clips have the same name", "ours", "others")])
 def test_folders_without_pairs_are_refused(tmp_path, capsys, words, ours, theirs):
-    """No clips, or no equal names: one line?"""
+    """No clips, 0.webp beside 0.gif, or no equal names: one line?"""
     clips(tmp_path / "ours", [10])
+    (clips(tmp_path / "twice", [10]) / "0.gif").touch()
     (clips(tmp_path / "others", [10]) / "0.webp").rename(tmp_path / "others" / "z.webp")
     assert preference.main([str(tmp_path / ours), str(tmp_path / theirs), "--out", str(tmp_path / "vote.html")]) == 2
     assert words in capsys.readouterr().err

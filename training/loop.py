@@ -159,7 +159,7 @@ def take_steps(stage, run, state, start, seconds):
             tqdm.write(f"{run.stage} step {after}: loss {running:.4f}{note}")
             if rank() == 0:
                 report.draw()
-        if last:
+        if last and after < run.steps:                                       # else the bar would end one step early
             break
 
 

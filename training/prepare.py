@@ -140,7 +140,7 @@ def describe_set(train_set, held_out):
               "--patience 10, since so few clips are soon learnt by heart": clips < augment.FEW,
               "--start toy, for models of its sizes": train_set.frames > 1,
               "sampling with --guidance 1, since most captions name a single clip": 2 * distinct > clips,
-              "data.filter, which leaves out stills": stills > 0.25 and train_set.frames > 1}
+              "data.filter, which leaves out stills": stills > 0.25 and train_set.frames > 1 and not train_set.windows}
     return (f"{clips} clips, {distinct} distinct captions; of {len(held_out.clips)} held-out clips, {known} have only "
             f"words that training sees{motion}\n"
             f"what fits: {'; '.join(text for text, fits in advice.items() if fits) or 'the defaults'}")
@@ -151,7 +151,8 @@ def through_the_autoencoder(cinema, clips):
     x = from_pixels(torch.stack([item["frames"] for item in clips]))
     error = (cinema.decode(cinema.encode_frames(x)).cpu() - x).square().mean().clamp(min=1e-10)
     decibels = -10 * torch.log10(error / 4).item()                           # 4: the square of the range from -1 to 1
-    advice = "; below 30 dB, so train one for these clips: python -m training.pretrain vae --start toy"
+    advice = ("; below 30 dB, so train one for these clips, or longer: python -m training.pretrain vae --start toy "
+              "--data ... --out ...")
     return f"held-out clips through the autoencoder: {decibels:.1f} dB{advice if decibels < 30 else ''}"
 
 
