@@ -3,9 +3,9 @@ import csv
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from training.report import AVERAGE, Report, draw_curves
+from training.report import AVERAGE, COLOURS, Report, draw_curves
 
 
 def rows_of(path):
@@ -104,3 +104,10 @@ def test_odd_tables_are_drawn_too(tmp_path, lines):
     """No number yet, one number, numbers that are all equal, a loss that is not finite."""
     draw_curves(lines, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size == (900, 540)
+
+
+def test_a_single_point_is_seen(tmp_path):
+    """After its first checkpoint a run has one loss on held-out clips. Is there a dot at its place, step 4 of 8?"""
+    draw_curves({"loss": [(0, 1.0), (8, 1.0)], "held out": [(4, 1.0)]}, tmp_path / "a.png")
+    column = np.asarray(Image.open(tmp_path / "a.png"))[:480, 90 + (880 - 90) // 2]          # [480, 3], at step 4
+    assert (column == ImageColor.getrgb(COLOURS[1])).all(1).any()            # breaks if only lines are drawn

@@ -69,6 +69,8 @@ def draw_curves(lines, path, best=None, width=900, height=540):
     for k, (name, points) in enumerate(lines.items()):
         colour = COLOURS[k % len(COLOURS)]
         draw.line([at(*point) for point in points], colour, 2)
+        for x, y in [at(*point) for point in points[-1:]]:                   # a single point is seen, too
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
         draw.text((right - 8, top + 4 + 18 * k), name, colour, font, anchor="ra")
     with atomic_write(path) as part:
         picture.save(part)
