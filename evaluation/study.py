@@ -83,7 +83,7 @@ class Study:
         record = settings.out / "study.json"
         begun = read_json(record) if record.exists() else shared
         if begun != shared:
-            other = [key for key in shared if begun.get(key) != shared[key]]
+            other = sorted(key for key in begun | shared if begun.get(key) != shared.get(key))
             raise ValueError(f"{settings.out}: was begun with other settings ({', '.join(other)}); name a new --out")
         write_json(shared, record)
         self.networks                                               # fail here rather than after the first training
